@@ -9,8 +9,8 @@ class MaskMismatchError(FedmaskError):
     """A mask or a base model is not the one that a recipe or an adapter names; both digests stand in the text."""
 
 
-class RejectedReply(FedmaskError):
-    """A reply that must not enter any sum. `cause` is the short kebab-case word it is counted under."""
+class RejectedMessage(FedmaskError):
+    """A message that must not enter any sum or model. `cause` is the short kebab-case word it is counted under."""
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(detail)

@@ -1,102 +1,551 @@
-"""What one run is asked to do, as frozen dataclasses: every key of `conf/`, its meaning, unit and range.
+"""What one run is asked to do: a nested mapping comes in, frozen dataclasses come out, or all faults at once.
 
-The library reads these; only `fedmask.runs.compose` knows Hydra.
+Each field carries its meaning and what it allows in one place, from which the checks, the error texts and `--help`
+are made. The library reads these dataclasses; only `server/compose.py` knows Hydra.
 """
 
-from dataclasses import dataclass
+import difflib
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_origin, get_type_hints
+
+import yaml  # type: ignore[import-untyped]
+
+from fedmask.errors import FedmaskError
+
+
+class ConfigError(FedmaskError):
+    """Everything that is wrong with a configuration: one line a fault, `key=value: what is allowed`."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a value may be
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The values that one key may take."""
+
+    text: str
+    """Completes "must be ..."."""
+    read: Callable[[object], Any]
+    """The value as the dataclass holds it; raises ValueError for a value that is not allowed."""
+    choices: Mapping[str, str] | None = None
+    """The words that may be given, and what each means; None where any value of the type will do."""
+
+
+def _whole(low: int, high: int | None = None) -> Allowed:
+    def read(value: object) -> int:
+        # A bool is an int to Python, and `rounds=true` a slip to a person.
+        if type(value) is not int or value < low or (high is not None and value > high):
+            raise ValueError
+        return value
+
+    return Allowed(
+        f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}", read
+    )
+
+
+def _number(text: str, holds: Callable[[float], bool]) -> Allowed:
+    def read(value: object) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or not holds(value):  # type: ignore[arg-type]
+            raise ValueError
+        return float(value)  # type: ignore[arg-type]
+
+    return Allowed(text, read)
+
+
+def _text(what: str) -> Allowed:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError
+        return value
+
+    return Allowed(what, read)
+
+
+def _switch() -> Allowed:
+    def read(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Allowed("true or false", read)
+
+
+def _one_of(*tables: Mapping[str, str], **more: str) -> Allowed:
+    """Words and what each means; a table where a word is one of Python's own."""
+    choices = {word: meaning for table in (*tables, more) for word, meaning in table.items()}
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError
+        return value
+
+    return Allowed(one_of_text(choices), read, choices)
+
+
+def _list_of(what: str, item: Allowed, may_be_empty: bool = False) -> Allowed:
+    def read(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list | tuple) or not (value or may_be_empty):
+            raise ValueError
+        items = tuple(item.read(entry) for entry in value)
+        if len(set(items)) < len(items):
+            raise ValueError
+        return items
+
+    return Allowed(f"a list of {what}, each once", read, item.choices)
+
+
+def _geometry() -> Allowed:
+    def read(value: object) -> dict[str, int | float | str]:
+        if not isinstance(value, Mapping) or "model_type" not in value:
+            raise ValueError
+        if not all(isinstance(key, str) and isinstance(entry, int | float | str) for key, entry in value.items()):
+            raise ValueError
+        return dict(value)
+
+    return Allowed("a mapping of names to numbers or words, model_type among them", read)
+
+
+def _or_null(allowed: Allowed, meaning: str) -> Allowed:
+    def read(value: object) -> Any:
+        return None if value is None else allowed.read(value)
+
+    return Allowed(f"{allowed.text}, or null ({meaning})", read, allowed.choices)
+
+
+def one_of_text(choices: Collection[str]) -> str:
+    """`one of a, b, c`, or the only choice there is."""
+    return f"one of {', '.join(choices)}" if len(choices) > 1 else next(iter(choices))
+
+
+_POSITIVE = _number("a number above 0", lambda value: value > 0)
+_BASELINES = {
+    "frozen": "encoder untouched, heads trained",
+    "alone": "each client by itself",
+    "central": "all of a task's data pooled",
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The keys: type, meaning, what is allowed
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str
-    """The configuration's name in conf/model, for people: minilm, roberta-base, roberta-large, tiny."""
-    hub: str | None
-    """The name on the model hub, and in the local hub cache; null: the model is made from `geometry` alone."""
-    path: str | None
-    """A folder, or a hub name, of any encoder with a tokenizer; wins over `hub`."""
-    weights: str
-    """pretrained | random (seeded weights in this geometry; figures made with it say so)."""
-    geometry: dict[str, int | float | str] | None
-    """Arguments of the Hugging Face configuration class, with `model_type`; used where weights=random."""
+    """The base model: arguments of `fedmask.models.load_base`."""
+
+    name: Annotated[str, "The configuration's name in conf/model, for people", _text("a name")]
+    hub: Annotated[
+        str | None,
+        "The name on the model hub, and in the local hub cache",
+        _or_null(_text("a hub name"), "none: the model is made from its geometry and a seed"),
+    ]
+    path: Annotated[
+        str | None,
+        "A folder, or a hub name, of any encoder with a tokenizer; wins over model.hub",
+        _or_null(_text("a folder or a hub name"), "model.hub"),
+    ]
+    weights: Annotated[
+        str,
+        "Where the weights come from",
+        _one_of(pretrained="as published", random="seeded; figures made with it say so"),
+    ]
+    geometry: Annotated[
+        dict[str, int | float | str] | None,
+        "Arguments of the Hugging Face configuration, used where model.weights=random and model.path=null",
+        _or_null(_geometry(), "pretrained weights only"),
+    ]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: str
-    """demo (generated, offline) | tsv (files) | hub (the datasets library) | python (your own module)."""
-    root: str | None
-    """tsv: the folder of the task folders; python: the folder of your module; hub: a folder of saved data sets, or null."""
-    tasks: tuple[str, ...] | None
-    """Names of the tasks, in order; null: all that the source has (demo only)."""
-    partition: str
-    """iid | dirichlet (label skew) | natural (by task and, inside a task, by domain)."""
-    alpha: float
-    """Concentration of the Dirichlet partition; small is skewed. Above 0."""
-    examples_per_client: int | None
-    """Training examples a client (under dirichlet: on average); null: all there are. At least 1."""
-    max_length: int
-    """Tokens a text is cut to. 8 to 512."""
+    """The tasks, and how their rows reach the clients."""
+
+    source: Annotated[
+        str,
+        "Where the tasks come from",
+        _one_of(
+            demo="generated, offline",
+            tsv="files",
+            hub="the datasets library",
+            python="fedmask.Task objects of your own",
+        ),
+    ]
+    root: Annotated[
+        str | None,
+        "tsv: the folder of the task folders; python: the folder of your module; hub: a folder of saved data sets",
+        _or_null(_text("a folder"), "demo; hub: the data-set hub and its local cache"),
+    ]
+    tasks: Annotated[
+        tuple[str, ...] | None,
+        "Names of the tasks, in order",
+        _or_null(_list_of("task names such as [sst2,trec]", _text("a name")), "demo: all it has"),
+    ]
+    partition: Annotated[
+        str,
+        "How a task's training rows are dealt to its clients",
+        _one_of(
+            iid="at random",
+            dirichlet="label skew, by data.alpha",
+            natural="by domain inside a task, where it has domains",
+        ),
+    ]
+    alpha: Annotated[float, "Concentration of the Dirichlet partition; small is skewed", _POSITIVE]
+    examples_per_client: Annotated[
+        int | None,
+        "Training examples a client (under dirichlet: on average)",
+        _or_null(_whole(1), "all there are"),
+    ]
+    max_length: Annotated[int, "Tokens that a text is cut to", _whole(8, 512)]
 
 
 @dataclass(frozen=True)
 class MaskConfig:
-    rule: str
-    """pafi | largest | random | hiwi | ffn_bias | bitfit | all."""
-    density: float | None
-    """Selected entries / parameters of the base model, a fraction; for pafi, largest and random only."""
-    scope: str | None
-    """global (one ranking over all tensors) | per_tensor; for pafi, largest and random only."""
-    include: tuple[str, ...] | None
-    """Name patterns (shell style) of candidate tensors; null: the encoder's 2-D weights."""
-    exclude: tuple[str, ...]
-    """Name patterns taken out of the candidates."""
-    embeddings: bool
-    """Whether `all` trains the embeddings too."""
-    seed: int
-    """Seed of the random rule."""
-    rank: int
-    """Width r of HiWi's networks. At least 1."""
+    """The rule that selects the trainable entries, and its options: arguments of `fedmask.masks.select`."""
+
+    rule: Annotated[
+        str,
+        "Which entries of the base model are trained",
+        _one_of(
+            pafi="smallest magnitude",
+            largest="largest magnitude",
+            random="drawn",
+            hiwi="feed-forward biases, through small networks",
+            ffn_bias="feed-forward biases, directly",
+            bitfit="all biases",
+            all="full fine-tuning",
+        ),
+    ]
+    density: Annotated[
+        float | None,
+        "Selected entries / parameters of the base model, a fraction; for pafi, largest and random",
+        _or_null(_number("a number above 0 and at most 1", lambda value: 0 < value <= 1), "the other rules"),
+    ]
+    scope: Annotated[
+        str | None,
+        "Over what the entries compete; for pafi, largest and random",
+        _or_null(
+            _one_of({"global": "all candidate tensors together"}, per_tensor="each tensor gives its share"),
+            "the other rules",
+        ),
+    ]
+    include: Annotated[
+        tuple[str, ...] | None,
+        "Shell-style name patterns of the candidate tensors; for pafi, largest and random",
+        _or_null(_list_of("patterns such as ['*.attention.*']", _text("a pattern")), "the encoder's 2-D weights"),
+    ]
+    exclude: Annotated[
+        tuple[str, ...],
+        "Shell-style name patterns taken out of the candidates; for pafi, largest and random",
+        _list_of("patterns such as ['*.attention.*']", _text("a pattern"), may_be_empty=True),
+    ]
+    embeddings: Annotated[bool, "Whether the embeddings are trained too; for all", _switch()]
+    seed: Annotated[int, "Seed of the draw, apart from the run's seed; for random", _whole(0)]
+    rank: Annotated[
+        int | None,
+        "Width of the networks that produce the values; for hiwi",
+        _or_null(_whole(1), "the other rules"),
+    ]
 
 
 @dataclass(frozen=True)
 class ClientConfig:
-    local_epochs: int
-    """Passes over the client's examples in a round. At least 1."""
-    batch_size: int
-    """Examples a step. At least 1."""
-    learning_rate: float
-    """AdamW's rate for what the mask trains; by default the mask rule's own."""
-    head_learning_rate: float
-    """AdamW's rate for the task head."""
-    weight_decay: float
-    """AdamW's decoupled decay of the packed delta (towards the base weights). At least 0."""
-    head: str
-    """local (trained, kept, never sent) | shared (averaged over a task's clients) | frozen (seeded, never trained)."""
+    """Local training: AdamW on the packed delta and on the task head."""
+
+    local_epochs: Annotated[int, "Passes over the client's examples in a round", _whole(1)]
+    batch_size: Annotated[int, "Examples a step", _whole(1)]
+    learning_rate: Annotated[float, "AdamW's rate for what the mask trains; by default the mask rule's own", _POSITIVE]
+    head_learning_rate: Annotated[float, "AdamW's rate for the task head", _POSITIVE]
+    weight_decay: Annotated[
+        float,
+        "AdamW's decoupled decay of the delta, towards the base weights",
+        _number("a number of at least 0", lambda value: value >= 0),
+    ]
+    head: Annotated[
+        str,
+        "What becomes of the task head",
+        _one_of(
+            local="trained, kept by the client, never sent",
+            shared="trained, averaged over a task's clients",
+            frozen="seeded by the task, never trained",
+        ),
+    ]
 
 
 @dataclass(frozen=True)
 class RunConfig:
+    """One run, checked: made by `build` or `from_yaml`."""
+
     model: ModelConfig
     data: DataConfig
     mask: MaskConfig
     client: ClientConfig
-    clients: int
-    """Clients in the federation; client i has task i modulo the number of tasks. At least one a task."""
-    clients_per_round: int | None
-    """Clients drawn each round (seeded); null: all."""
-    rounds: int
-    """Rounds of training. At least 1."""
-    baseline: str
-    """none | frozen (encoder untouched, heads trained) | alone (each client by itself) | central (a task's data pooled)."""
-    compare: tuple[str, ...]
-    """Baselines to run after this run, with the same data, steps and scoring, into DIR/compare; shown side by side."""
-    runtime: str
-    """local (one process)."""
-    seed: int
-    """Seed of the whole run."""
-    threads: int
-    """CPU threads a process; null in conf: the machine's cores."""
-    output: str
-    """Folder of the run; null in conf: a new one under runs/."""
-    overwrite: bool
-    """Whether a folder that already holds a run may be replaced."""
+    clients: Annotated[
+        int, "Clients in the federation, at least one a task; client i has task i modulo their number", _whole(1)
+    ]
+    clients_per_round: Annotated[int | None, "Clients drawn each round, by the seed", _or_null(_whole(1), "all")]
+    rounds: Annotated[int, "Rounds of training", _whole(1)]
+    baseline: Annotated[
+        str,
+        "What is run, with the same steps and the same scoring",
+        _one_of(none="federated fine-tuning itself", **_BASELINES),
+    ]
+    compare: Annotated[
+        tuple[str, ...],
+        "Baselines to run after this run, with the same data, steps and scoring, into DIR/compare; shown beside it",
+        _list_of(f"baselines out of {', '.join(_BASELINES)}", _one_of(_BASELINES), may_be_empty=True),
+    ]
+    runtime: Annotated[str, "Where server and clients run", _one_of(local="in one process")]
+    seed: Annotated[int, "Seed of the whole run", _whole(0)]
+    threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "the CPUs that this process may use")]
+    output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
+    overwrite: Annotated[bool, "Whether a folder that already holds a run may be replaced", _switch()]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One leaf of the configuration."""
+
+    meaning: str
+    allowed: Allowed
+
+
+def _keys(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    for name, hint in get_type_hints(section, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            yield f"{prefix}{name}", Key(*hint.__metadata__)
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    name: hint for name, hint in get_type_hints(RunConfig).items() if isinstance(hint, type) and is_dataclass(hint)
+}
+"""The nested parts of a run's configuration: model, data, mask, client."""
+KEYS: Mapping[str, Key] = {
+    **{key: entry for name, section in SECTIONS.items() for key, entry in _keys(section, f"{name}.")},
+    **dict(_keys(RunConfig)),
+}
+"""Every key by its dotted name, in the order of the dataclasses."""
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What goes with what
+# ----------------------------------------------------------------------------------------------------------------------
+
+_RANKED = ("density", "scope", "include", "exclude")
+_TAKEN_BY_RULE: Mapping[str, Collection[str]] = {
+    "pafi": _RANKED,
+    "largest": _RANKED,
+    "random": (*_RANKED, "seed"),
+    "hiwi": ("rank",),
+    "ffn_bias": (),
+    "bitfit": (),
+    "all": ("embeddings",),
+}
+_NOT_GIVEN: Mapping[str, object] = {
+    "density": None,
+    "scope": None,
+    "include": None,
+    "exclude": (),
+    "embeddings": False,
+    "seed": 0,
+    "rank": None,
+}
+_NEEDED_BY_RULE = ("density", "scope", "rank")
+_NEEDED_BY_SOURCE: Mapping[str, Collection[str]] = {
+    "demo": (),
+    "tsv": ("root", "tasks"),
+    "hub": ("tasks",),
+    "python": ("root", "tasks"),
+}
+_NEEDED_EXAMPLE = {"root": "a folder: data.root=DIR", "tasks": "a list: data.tasks=[...]"}
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    """Faults between values that are each allowed. A key that is not in `values` is not judged."""
+    yield from _mask_options(values)
+    yield from _data_options(values)
+    yield from _model_options(values)
+    yield from _client_counts(values)
+
+
+def _mask_options(values: Mapping[str, Any]) -> Iterator[str]:
+    rule = values.get("mask.rule")
+    if rule is None:
+        return
+    for option, not_given in _NOT_GIVEN.items():
+        value = values.get(f"mask.{option}", not_given)
+        takers = [name for name, taken in _TAKEN_BY_RULE.items() if option in taken]
+        if rule not in takers and value != not_given:
+            others = f"leave it out, or take mask={'|'.join(takers)}"
+            yield f"mask.{option}={shown(value)}: mask={rule} takes no {option}; {others}"
+        if rule in takers and option in _NEEDED_BY_RULE and f"mask.{option}" in values and value is None:
+            yield f"mask.{option}=null: mask={rule} needs a {option}"
+
+
+def _data_options(values: Mapping[str, Any]) -> Iterator[str]:
+    source = values.get("data.source")
+    if source is None:
+        return
+    for option in _NEEDED_BY_SOURCE[source]:
+        if values.get(f"data.{option}", ...) is None:
+            yield f"data.{option}=null: data={source} needs {_NEEDED_EXAMPLE[option]}"
+    root = values.get("data.root")
+    if source == "demo" and root is not None:
+        yield f"data.root={shown(root)}: data=demo reads no folder; leave it out, or take data=tsv|hub|python"
+
+
+def _model_options(values: Mapping[str, Any]) -> Iterator[str]:
+    needed = ("model.name", "model.hub", "model.path", "model.weights", "model.geometry")
+    if any(key not in values for key in needed) or values["model.path"] is not None:
+        return
+    name, hub, _, weights, geometry = (values[key] for key in needed)
+    if weights == "pretrained" and hub is None:
+        yield f"model.weights=pretrained: model={name} is on no hub; give model.path=, or take model.weights=random"
+    if geometry is None:
+        if weights == "random":
+            yield "model.geometry=null: model.weights=random needs a geometry, or the one of model.path="
+        return
+    # RoBERTa's first positions belong to its padding: 514 positions hold 512 tokens.
+    padding = int(geometry.get("pad_token_id", 1)) + 1 if geometry["model_type"] == "roberta" else 0
+    longest = geometry.get("max_position_embeddings", math.inf) - padding
+    if values.get("data.max_length", 0) > longest:
+        yield f"data.max_length={values['data.max_length']}: model={name} reads at most {longest} tokens"
+
+
+def _client_counts(values: Mapping[str, Any]) -> Iterator[str]:
+    clients, drawn, tasks = (values.get(key) for key in ("clients", "clients_per_round", "data.tasks"))
+    if clients is not None and drawn is not None and drawn > clients:
+        yield f"clients_per_round={drawn}: more than there are, clients={clients}; must be at most that, or null (all)"
+    if clients is not None and tasks is not None and clients < len(tasks):
+        yield f"clients={clients}: fewer than the {len(tasks)} tasks of data.tasks; every task needs a client"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From a mapping to a configuration and back
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def build(raw: Mapping[str, object]) -> RunConfig:
+    """The configuration that a nested mapping of plain values describes; nothing is optional, nothing is guessed.
+
+    `threads: null` becomes the number of CPUs that this process may use. Raises ConfigError with every unknown key,
+    missing key, wrong type, value out of range and contradiction, one line each.
+    """
+    values, faults = check(raw)
+    if faults:
+        raise ConfigError(faults)
+    if values["threads"] is None:
+        values["threads"] = _usable_cpus()
+    nested = {name: section(**_section_values(values, name)) for name, section in SECTIONS.items()}
+    return RunConfig(**nested, **{key: value for key, value in values.items() if "." not in key})
+
+
+def check(raw: Mapping[str, object], undecided: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The allowed values by dotted key, and all faults of the others and between them.
+
+    `undecided` names keys that are already known to be wrong: nothing is said of them, nor of what depends on them.
+    """
+    given = _flat(raw)
+    faults = [unknown_key(key, value) for key, value in given.items() if key not in KEYS]
+    values: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        if name in undecided or name.partition(".")[0] in given.keys() & SECTIONS.keys():
+            continue
+        if name not in given:
+            faults.append(f"{name}: missing; must be {key.allowed.text}")
+            continue
+        try:
+            values[name] = key.allowed.read(given[name])
+        except ValueError:
+            faults.append(not_allowed(name, given[name], key.allowed.text, key.allowed.choices))
+    return values, faults + list(_contradictions(values))
+
+
+def _flat(raw: Mapping[str, object]) -> dict[str, object]:
+    """Dotted keys and their values. A section that is no mapping stays under its own name."""
+    given: dict[str, object] = {}
+    for name, value in raw.items():
+        if name in SECTIONS and isinstance(value, Mapping):
+            given.update({f"{name}.{entry}": leaf for entry, leaf in value.items()})
+        else:
+            given[name] = value
+    return given
+
+
+def _section_values(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
+
+
+def _usable_cpus() -> int:
+    # Containers and batch systems often give a process fewer CPUs than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain nested dicts, lists, numbers, words and None: what config.yaml holds, and `build` takes back."""
+    return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_yaml(text: str) -> RunConfig:
+    """The configuration in the text of a run folder's config.yaml. Raises ConfigError like `build`."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"not YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(raw, dict):
+        raise ConfigError([f"not a configuration: expected a mapping of keys to values, found {shown(raw)}"])
+    return build(raw)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One line a fault
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def not_allowed(key: str, value: object, allowed: str, choices: Collection[str] | None = None) -> str:
+    """`key=value: must be ...`, with the closest choice where there is one."""
+    return f"{key}={shown(value)}: must be {allowed}{_suggestion(value, choices or ())}"
+
+
+def unknown_key(key: str, value: object, known: Collection[str] = KEYS) -> str:
+    """`key=value: no such key`, with the closest key where there is one."""
+    if key in SECTIONS:
+        entries = ", ".join(entry.name for entry in fields(SECTIONS[key]))
+        return not_allowed(key, value, f"a section with the keys {entries}")
+    by_last_part = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1) or [
+        by_last_part[part] for part in difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1)
+    ]
+    return f"{key}={shown(value)}: no such key; " + (f"did you mean {close[0]}?" if close else "--help lists all keys")
+
+
+def _suggestion(value: object, choices: Collection[str]) -> str:
+    words = value if isinstance(value, list | tuple) else [value]
+    close = [match for word in words for match in difflib.get_close_matches(str(word), choices, n=1) if match != word]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A value as it is written on the command line, on one line and not beyond reason long."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list | tuple):
+        return f"[{','.join(shown(entry) for entry in value)}]"
+    text = str(value)
+    if isinstance(value, str) and (not text or not text.isprintable() or text != text.strip()):
+        text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,223 @@
+"""The Flower ClientApp: message -> library call -> message.
+
+`query.mask` brings the mask and the settings, once; `train` brings the global delta and takes the update (local minus
+global) back; `evaluate` brings the global delta, unless the client holds it, and takes counts back. What a client does
+not hold it asks for: its reply names what is missing, and the server sends it again in the same round.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from client.process import RunInProcess, run_in_process
+from client.state import ClientState
+from fedmask.errors import MaskMismatchError
+from fedmask.randomness import seed_for
+from fedmask.tasks.partition import ClientData
+from fedmask.training.evaluation import count
+from fedmask.training.head import HeadLayout
+from fedmask.training.local import LocalResult, LocalSettings, labels_for_loss, train_delta_and_head, train_head
+from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
+from fedmask.wire.messages import config_of, pack, payload_of
+from fedmask.wire.vectors import NamedVector, frame, unframe
+
+SETUP = "setup"
+"""The record of a node's Flower state in which the setup is kept: small, so that it may travel with the context."""
+
+app = ClientApp()
+
+
+@dataclass(frozen=True, eq=False)
+class Client:
+    """One client, ready to work on a message."""
+
+    run: RunInProcess
+    data: ClientData
+    layout: HeadLayout
+    state: ClientState
+
+    @property
+    def shares_head(self) -> bool:
+        return self.run.settings.client.head == "shared" and self.run.settings.exchanges_delta
+
+
+@app.query("mask")  # type: ignore[untyped-decorator]
+def receive_mask(message: Message, context: Context) -> Message:
+    """Take the mask and settings in; prove by its digest that the mask is the server's."""
+    setup_bytes = payload_of(message.content)
+    try:
+        run = run_in_process(setup_bytes)
+    except MaskMismatchError as error:
+        return Message(pack(config={"mask-mismatch": str(error)}), reply_to=message)
+    context.state[SETUP] = ConfigRecord({"bytes": setup_bytes})
+    client = _client(run, context)
+    facts: dict[str, int | float | str | bool] = {
+        "client-id": client.data.client_id,
+        "task": client.data.task.name,
+        "metric": client.data.task.metric,
+        "mask-digest": "" if run.mask is None else run.mask.digest,
+        "head-layout": client.layout.digest,
+        "head-size": client.layout.size,
+    }
+    return Message(pack(config=facts), reply_to=message)
+
+
+@app.train()  # type: ignore[untyped-decorator]
+def train(message: Message, context: Context) -> Message:
+    """Train from the received delta; send back the update, or what is missing."""
+    client = _open(context)
+    if client is None:
+        return Message(pack(config={"missing": "mask"}), reply_to=message)
+    server_round, version = int(config_of(message.content)["round"]), int(config_of(message.content)["version"])
+    received = _receive(client, message, version)
+    if received is None:
+        return Message(pack(config={"missing": "vectors"}), reply_to=message)
+    start_delta, start_head = _start(client, received)
+    result = _train_locally(client, start_delta, start_head, server_round)
+    payload = b""
+    if client.run.settings.exchanges_delta:
+        assert client.run.mask is not None
+        payload += _update("delta", client.run.mask.digest, result.delta, start_delta)
+    elif client.run.settings.trains_delta:
+        assert client.run.mask is not None
+        client.state.keep_delta(client.run.mask, client.run.texts.base, result.delta)
+    if client.shares_head:
+        payload += _update("head", client.layout.digest, result.head, start_head)
+    else:
+        client.state.keep_head(client.layout, result.head)
+    metrics: dict[str, int | float] = {"num-examples": len(client.data.train), "train-loss": result.mean_loss}
+    return Message(pack(payload, metrics=metrics), reply_to=message)
+
+
+@app.evaluate()  # type: ignore[untyped-decorator]
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the client's own model on its task's whole split; send back counts."""
+    client = _open(context)
+    if client is None:
+        return Message(pack(config={"missing": "mask"}), reply_to=message)
+    config = config_of(message.content)
+    split, version = str(config["split"]), int(config["version"])
+    received = _receive(client, message, version)
+    if received is None:
+        return Message(pack(config={"missing": "vectors"}), reply_to=message)
+    delta, head = _start(client, received)
+    if client.shares_head:
+        client.state.keep_head(client.layout, head)  # the model this client would use from now on
+    outputs = client.layout.outputs(head, _features(client, delta, version, split))
+    labels = client.run.texts.split(client.data.task, split).labels
+    counts = count(client.data.task, outputs, labels, client.data.label_mix)
+    metrics = {
+        "counts": counts.whole.tolist(),
+        "own-counts": counts.own.tolist(),
+        "majority-counts": counts.majority.tolist(),
+    }
+    return Message(pack(metrics=metrics), reply_to=message)
+
+
+def _open(context: Context) -> Client | None:
+    """The client of this node, or None where it holds no mask."""
+    if SETUP not in context.state.config_records:
+        return None
+    setup_bytes = context.state.config_records[SETUP]["bytes"]
+    assert isinstance(setup_bytes, bytes)
+    return _client(run_in_process(setup_bytes), context)
+
+
+def _client(run: RunInProcess, context: Context) -> Client:
+    client_id = int(context.node_config["partition-id"])
+    data = run.texts.client(client_id)
+    layout = HeadLayout.of(data.task, run.texts.base.hidden_size)
+    return Client(run, data, layout, ClientState(Path(run.settings.state_folder), client_id))
+
+
+def _receive(client: Client, message: Message, version: int) -> dict[str, NamedVector] | None:
+    """The vectors of this version: those in the message, else those kept; None where one is neither."""
+    expected = _expected(client)
+    vectors = {name: vector for name, (vector, _) in unframe(payload_of(message.content), expected).items()}
+    client.run.keep(version, vectors)
+    for name, layout_digest, _ in expected:
+        kept = client.run.received(version, name, layout_digest)
+        if kept is None:
+            return None
+        vectors[name] = kept
+    return vectors
+
+
+def _expected(client: Client) -> list[tuple[str, str, int]]:
+    """(name, layout digest, size) of the vectors that travel in this run."""
+    expected = []
+    if client.run.settings.exchanges_delta:
+        assert client.run.mask is not None
+        expected.append(("delta", client.run.mask.digest, client.run.mask.num_selected))
+    if client.shares_head:
+        expected.append(("head", client.layout.digest, client.layout.size))
+    return expected
+
+
+def _start(client: Client, received: dict[str, NamedVector]) -> tuple[Tensor, Tensor]:
+    """The delta (k,) and the head (size,) to begin with: received where they travel, else the client's own."""
+    settings, mask = client.run.settings, client.run.mask
+    if "delta" in received:
+        delta = torch.from_numpy(received["delta"].values)
+    else:
+        delta = client.state.delta(mask) if mask is not None and settings.trains_delta else torch.zeros(0)
+    if client.shares_head:
+        head = client.layout.start(settings.seed) + torch.from_numpy(received["head"].values)
+    else:
+        head = client.state.head(client.layout, settings.seed)
+    return delta, head
+
+
+def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: int) -> LocalResult:
+    settings, data = client.run.settings, client.data
+    local = LocalSettings(
+        local_epochs=settings.client.local_epochs,
+        batch_size=settings.client.batch_size,
+        learning_rate=settings.client.learning_rate,
+        head_learning_rate=0.0 if settings.client.head == "frozen" else settings.client.head_learning_rate,
+        weight_decay=settings.client.weight_decay,
+        batch_seed=seed_for(settings.seed, "batches", server_round, data.client_id),
+    )
+    tokens = client.run.texts.training(data.client_id)
+    if not settings.trains_delta:
+        features = client.run.texts.base_features("train", data.client_id)
+        trained_head, loss = train_head(features, client.layout, head, labels_for_loss(tokens.labels), local)
+        return LocalResult(delta, trained_head, loss)
+    assert client.run.entries is not None
+    return train_delta_and_head(
+        client.run.texts.base.encoder,
+        client.run.entries,
+        _reparametrisation(client, delta, server_round),
+        client.layout,
+        head,
+        tokens,
+        local,
+    )
+
+
+def _reparametrisation(client: Client, delta: Tensor, server_round: int) -> Reparametrisation:
+    settings = client.run.settings
+    if settings.rank == 0:
+        return Direct(delta)
+    assert client.run.entries is not None
+    generator = torch.Generator().manual_seed(seed_for(settings.seed, "hiwi", server_round, client.data.client_id))
+    return BiasNetworks(client.run.entries, delta, settings.rank, generator)
+
+
+def _update(name: str, layout_digest: str, local: Tensor, start: Tensor) -> bytes:
+    """The frame of local minus received."""
+    return frame(NamedVector(name, layout_digest, (local - start).numpy().astype(np.float32, copy=False)))
+
+
+def _features(client: Client, delta: Tensor, version: int, split: str) -> Tensor:
+    settings, task = client.run.settings, client.data.task
+    if not settings.trains_delta:
+        return client.run.texts.base_features(split, task.name)
+    if settings.exchanges_delta:
+        return client.run.features(version, delta, task, split)
+    return client.run.encode_with(delta, task, split)

@@ -1,0 +1,143 @@
+"""What one process holds for all the clients in it: one base model, one mask, every text tokenized once.
+
+A process may run one client (deployment) or many (simulation); a client switch costs one scatter of k values. Scoring
+shares work as well: clients with the same delta and task differ in their heads only, so a split is encoded once.
+"""
+
+import dataclasses
+import json
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fedmask.errors import FedmaskError
+from fedmask.masks import Mask, MaskRecipe
+from fedmask.models import BaseModel, load_base
+from fedmask.runs.config import DataConfig
+from fedmask.tasks import load_tasks
+from fedmask.tasks.partition import ClientData, partition, pool
+from fedmask.tasks.task import Task
+from fedmask.training.delta import SelectedEntries
+from fedmask.training.text import TokenizedSplit, encode, tokenize
+from fedmask.wire.setup import Settings, Setup
+from fedmask.wire.vectors import NamedVector
+
+
+class Texts:
+    """The clients' data under one base model, tokenized on first use; the base model's features likewise."""
+
+    def __init__(self, base: BaseModel, clients: tuple[ClientData, ...], max_length: int) -> None:
+        self.base = base
+        self.clients = clients
+        self._max_length = max_length
+        self._tokens: dict[tuple[str, str | int], TokenizedSplit] = {}
+        self._base_features: dict[tuple[str, str | int], Tensor] = {}
+
+    def client(self, client_id: int) -> ClientData:
+        if not 0 <= client_id < len(self.clients):
+            raise FedmaskError(f"client {client_id} is not in this federation of {len(self.clients)} clients")
+        return self.clients[client_id]
+
+    def training(self, client_id: int) -> TokenizedSplit:
+        """The client's own training examples."""
+        return self._tokenized("train", client_id)
+
+    def split(self, task: Task, name: str) -> TokenizedSplit:
+        """A task's whole `validation` or `test` split."""
+        return self._tokenized(name, task.name)
+
+    def base_features(self, split: str, owner: str | int) -> Tensor:
+        """Features (n, H) of the base model without any delta; encoded once."""
+        key = (split, owner)
+        if key not in self._base_features:
+            self._base_features[key] = encode(self.base.encoder, self._tokenized(split, owner))
+        return self._base_features[key]
+
+    def _tokenized(self, split: str, owner: str | int) -> TokenizedSplit:
+        key = (split, owner)
+        if key not in self._tokens:
+            if isinstance(owner, int):
+                rows = self.client(owner).train
+            else:
+                task = next(client.task for client in self.clients if client.task.name == owner)
+                rows = {"validation": task.validation, "test": task.test}[split]
+            self._tokens[key] = tokenize(rows, self.base.tokenizer, self.base.encoder, self._max_length)
+        return self._tokens[key]
+
+
+class RunInProcess:
+    """One run as this process takes part in it."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Raises MaskMismatchError where the recipe does not fit this process's base weights."""
+        self.settings: Settings = setup.settings
+        self.texts = texts_for(setup.settings)
+        base = self.texts.base
+        if isinstance(setup.mask, MaskRecipe):
+            self.mask: Mask | None = setup.mask.rebuild(base.encoder, base.digest)
+        else:
+            self.mask = setup.mask
+        self.entries = None if self.mask is None else SelectedEntries(base.encoder, self.mask)
+        self._received: dict[tuple[int, str, str], NamedVector] = {}
+        self._features: tuple[int, dict[tuple[str, str], Tensor]] = (-1, {})
+
+    def keep(self, version: int, vectors: dict[str, NamedVector]) -> None:
+        """Remember what was received with this version of the global state; older versions are forgotten."""
+        self._received = {key: vector for key, vector in self._received.items() if key[0] == version}
+        for vector in vectors.values():
+            self._received[(version, vector.name, vector.layout_digest)] = vector
+
+    def received(self, version: int, name: str, layout_digest: str) -> NamedVector | None:
+        return self._received.get((version, name, layout_digest))
+
+    def features(self, version: int, delta: Tensor, task: Task, split: str) -> Tensor:
+        """Features (n, H) of a split under the global delta of this version; encoded once for all clients of the task."""
+        if self._features[0] != version:
+            self._features = (version, {})
+        cached = self._features[1]
+        if (task.name, split) not in cached:
+            cached[(task.name, split)] = self.encode_with(delta, task, split)
+        return cached[(task.name, split)]
+
+    def encode_with(self, delta: Tensor, task: Task, split: str) -> Tensor:
+        """Features (n, H) of a split under a delta of the client's own."""
+        assert self.entries is not None
+        with self.entries.written(delta):
+            return encode(self.texts.base.encoder, self.texts.split(task, split))
+
+
+def run_in_process(setup_bytes: bytes) -> RunInProcess:
+    """The run of this setup; the same object for every client of it in this process."""
+    run = _run_in_process(setup_bytes)
+    if torch.get_num_threads() != run.settings.threads:
+        torch.set_num_threads(run.settings.threads)
+    return run
+
+
+@lru_cache(maxsize=2)
+def _run_in_process(setup_bytes: bytes) -> RunInProcess:
+    return RunInProcess(Setup.from_bytes(setup_bytes))
+
+
+def texts_for(settings: Settings) -> Texts:
+    """The texts of a run's clients; shared by the runs of one process that differ in how they train only."""
+    clients = population(settings.data, settings.clients, settings.seed, pooled=settings.baseline == "central")
+    return _texts(json.dumps(dataclasses.asdict(settings.model), sort_keys=True), clients, settings.data.max_length)
+
+
+@lru_cache(maxsize=2)
+def _texts(model: str, clients: tuple[ClientData, ...], max_length: int) -> Texts:
+    return Texts(load_base(**json.loads(model)), clients, max_length)
+
+
+@lru_cache(maxsize=4)
+def population(data: DataConfig, num_clients: int, seed: int, pooled: bool = False) -> tuple[ClientData, ...]:
+    """All clients with their data: tasks loaded and partitioned; pooled: one client a task, with all of its clients' data.
+
+    Raises FedmaskError for a task, folder, file or partition that cannot be had.
+    """
+    if pooled:
+        return pool(population(data, num_clients, seed))
+    tasks = load_tasks(data.source, data.root, data.tasks)
+    return partition(tasks, num_clients, data.partition, data.alpha, data.examples_per_client, seed)

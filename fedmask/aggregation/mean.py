@@ -1,0 +1,35 @@
+"""The weighted mean of updates,  sum_i n_i u_i / sum_i n_i , as a running sum: no update is held after it is added.
+
+The sum is float64, in the order in which updates are added; callers add in client order, so the order in which replies
+arrive cannot change a bit.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmask.errors import FedmaskError
+
+
+class WeightedMean:
+    """Running weighted mean of float32 vectors (k,)."""
+
+    def __init__(self, size: int) -> None:
+        self._sum = np.zeros(size, np.float64)
+        self._weight = 0.0
+
+    def add(self, values: NDArray[np.float32], weight: float) -> None:
+        """weight: num_examples, above 0."""
+        if values.shape != self._sum.shape:
+            raise FedmaskError(f"mean of vectors of {self._sum.size} values: found one of shape {values.shape}")
+        self._sum += values.astype(np.float64) * weight
+        self._weight += weight
+
+    @property
+    def is_empty(self) -> bool:
+        return self._weight == 0.0
+
+    def result(self) -> NDArray[np.float64]:
+        """float64 (k,). Raises FedmaskError where nothing was added."""
+        if self.is_empty:
+            raise FedmaskError("mean of no updates: no client's reply was accepted")
+        return self._sum / self._weight

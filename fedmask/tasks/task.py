@@ -1,0 +1,278 @@
+"""A task: texts with labels in three splits, and the metric that scores them.
+
+In: rows `(text, label)` or `(text_a, text_b, label)`, from any source. Out: a `Task` whose labels are numbers, class
+indices or regression targets, checked row by row, so that nothing behind it meets a bad label again.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from fedmask.errors import FedmaskError
+from fedmask.tasks.metrics import METRICS
+
+Rows = Iterable[Sequence[Any]]
+"""Rows (text, label) or (text_a, text_b, label); a label is a class name, a whole number, or a float (regression)."""
+
+SPLIT_NAMES = ("train", "validation", "test")
+
+# Task names become keys of summaries and names of files: every part between slashes starts with a letter, digit or _.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """n texts (or pairs) with their labels.
+
+    `labels` has shape (n,): int64 class indices, or float64 targets for regression. `domains`, where a source has
+    them, says where each row comes from; only the natural partition reads it.
+    Raises FedmaskError when the columns differ in length or the labels are not a flat array of numbers.
+    """
+
+    text_a: tuple[str, ...]
+    text_b: tuple[str, ...] | None
+    labels: np.ndarray
+    domains: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iuf":
+            raise FedmaskError(f"a split's labels must be a flat array of numbers, not {labels.dtype}{labels.shape}")
+        object.__setattr__(self, "labels", labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64))
+        for column in ("text_a", "text_b", "domains"):
+            values = getattr(self, column)
+            if values is None:
+                continue
+            object.__setattr__(self, column, tuple(values))
+            if len(values) != len(labels):
+                raise FedmaskError(f"a split has {len(labels)} labels but {len(values)} entries in {column}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Split":
+        """The rows at `indices` (m,), in that order."""
+        rows = [int(index) for index in indices]
+
+        def pick(column: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if column is None else tuple(column[row] for row in rows)
+
+        text_a = tuple(self.text_a[row] for row in rows)
+        return Split(text_a, pick(self.text_b), self.labels[rows], pick(self.domains))
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Task:
+    """One task: three splits, class names and a metric.
+
+    >>> train = [("good", "positive"), ("bad", "negative")]
+    >>> task = Task("reviews", train=train, validation=train, test=train)
+    >>> task.labels, task.num_outputs, task.train.labels.tolist()
+    (('negative', 'positive'), 2, [1, 0])
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    labels: tuple[str, ...] | None
+    """Class names, by class index; None for regression."""
+    metric: str
+    """A key of `METRICS`; f1 takes the last label as the positive class."""
+
+    def __init__(
+        self,
+        name: str,
+        train: Rows | Split,
+        validation: Rows | Split,
+        test: Rows | Split,
+        labels: Sequence[str] | None = None,
+        metric: str | None = None,
+    ) -> None:
+        """Checks every row and turns class names into indices.
+
+        `labels=None`: the sorted names found in train; where every label of train is a float, the task is a
+        regression. (Under f1, a class found there and named "equivalent" comes last: it is the positive one.)
+        A ready `Split` holds indices already: without `labels` its classes are named "0", "1", ...
+        `metric=None`: accuracy, or spearman for a regression.
+        Raises FedmaskError that names the task, the split and the row (counted from 1).
+        """
+        check_name(name)
+        columns = {
+            split: _Columns.of(rows, f"task {name}, {split}")
+            for split, rows in zip(SPLIT_NAMES, (train, validation, test), strict=True)
+        }
+        _check_same_shape(columns, name)
+        classes = tuple(str(label) for label in labels) if labels is not None else _classes_of(columns["train"], metric)
+        metric = metric or ("spearman" if classes is None else "accuracy")
+        _check_metric(name, metric, classes)
+        splits = {split: column.split(classes) for split, column in columns.items()}
+        for field, value in {"name": name, "labels": classes, "metric": metric, **splits}.items():
+            object.__setattr__(self, field, value)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the task's head: one a class, or 1 for regression."""
+        return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether a row is two texts."""
+        return self.train.text_b is not None
+
+
+def check_name(name: str) -> None:
+    """Raises FedmaskError unless `name` can stand in a file name and in a summary."""
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+        raise FedmaskError(
+            f"task name {name!r}: use letters, digits and _ . - /, each part starting with a letter, a digit or _"
+        )
+
+
+def positive_last(classes: Sequence[str], metric: str | None) -> tuple[str, ...]:
+    """The classes as they stand; under f1 the class "equivalent" comes last, as the positive one."""
+    return tuple(sorted(classes, key=lambda name: metric == "f1" and name == "equivalent"))
+
+
+def class_indices(names: Sequence[str], classes: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
+    """Class names -> int64 indices (n,). `place(row)` says where row (from 0) stands, for the error."""
+    index_of = {name: index for index, name in enumerate(classes)}
+    for row, name in enumerate(names):
+        if name not in index_of:
+            raise FedmaskError(
+                f"{place(row)}: label {name!r} is not a class of train; the classes are {', '.join(classes)}"
+            )
+    return np.array([index_of[name] for name in names], dtype=np.int64)
+
+
+def regression_targets(values: Sequence[Any] | np.ndarray, place: Callable[[int], str]) -> np.ndarray:
+    """Numbers, or texts of numbers -> float64 targets (n,); anything not finite is an error at `place(row)`."""
+    targets = np.empty(len(values), dtype=np.float64)
+    for row, value in enumerate(values):
+        try:
+            targets[row] = float(value)
+        except (TypeError, ValueError):
+            targets[row] = math.nan
+        if not math.isfinite(targets[row]):
+            raise FedmaskError(f"{place(row)}: label {value!r} is not a number, and this task is a regression")
+    return targets
+
+
+def unknown_task(name: str, known: Collection[str], where: str) -> FedmaskError:
+    """The error for a task that is not there: what there is, and the nearest name."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return FedmaskError(f"unknown task {name!r} in {where}; there are: {', '.join(sorted(known)) or 'none'}.{hint}")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """A split on its way in: texts checked, labels still as they were given (indices in a ready split)."""
+
+    place: str
+    text_a: tuple[str, ...]
+    text_b: tuple[str, ...] | None
+    labels: Sequence[Any] | np.ndarray
+    ready: Split | None
+
+    @classmethod
+    def of(cls, rows: Rows | Split, place: str) -> "_Columns":
+        rows = rows if isinstance(rows, Split) else list(rows)
+        if len(rows) == 0:
+            raise FedmaskError(f"{place}: there are no rows; give at least one")
+        if isinstance(rows, Split):
+            return cls(place, rows.text_a, rows.text_b, rows.labels, rows)
+        for number, row in enumerate(rows, start=1):
+            _check_row(row, rows[0], f"{place}, row {number}")
+        text_b = None if len(rows[0]) == 2 else tuple(row[1] for row in rows)
+        return cls(place, tuple(row[0] for row in rows), text_b, [row[-1] for row in rows], None)
+
+    @property
+    def is_regression(self) -> bool:
+        if self.ready is not None:
+            return bool(self.ready.labels.dtype.kind == "f")
+        return all(isinstance(label, Real) and not isinstance(label, Integral) for label in self.labels)
+
+    def split(self, classes: tuple[str, ...] | None) -> Split:
+        if self.ready is not None:
+            _check_ready(self.ready, classes, self.place)
+            return self.ready
+
+        def place(row: int) -> str:
+            return f"{self.place}, row {row + 1}"
+
+        if classes is None:
+            return Split(self.text_a, self.text_b, regression_targets(self.labels, place))
+        return Split(self.text_a, self.text_b, class_indices([str(label) for label in self.labels], classes, place))
+
+
+def _check_row(row: Sequence[Any], first: Sequence[Any], place: str) -> None:
+    if not isinstance(row, (tuple, list)) or len(row) not in (2, 3):
+        raise FedmaskError(f"{place}: a row is (text, label) or (text_a, text_b, label), not {_short(row)}")
+    if len(row) != len(first):
+        raise FedmaskError(f"{place}: has {len(row)} fields, but the first row has {len(first)}")
+    for text in row[:-1]:
+        if not isinstance(text, str):
+            raise FedmaskError(f"{place}: a text must be a str, not {_short(text)}")
+    if not isinstance(row[-1], (str, Real)) or row[-1] == "":
+        raise FedmaskError(f"{place}: a label must be a class name or a number, not {_short(row[-1])}")
+
+
+def _check_same_shape(columns: dict[str, _Columns], name: str) -> None:
+    """Train, validation and test must all be pairs or all single texts."""
+    pair = columns["train"].text_b is not None
+    for column in columns.values():
+        if (column.text_b is not None) != pair:
+            raise FedmaskError(f"{column.place}: rows are {'single texts' if pair else 'pairs'}, unlike those of train")
+
+
+def _classes_of(train: _Columns, metric: str | None) -> tuple[str, ...] | None:
+    if train.is_regression:
+        return None
+    if train.ready is not None:
+        return tuple(str(index) for index in range(int(train.ready.labels.max()) + 1))
+    for row, label in enumerate(train.labels, start=1):
+        if isinstance(label, Real) and not isinstance(label, Integral):
+            raise FedmaskError(f"{train.place}, row {row}: label {label!r} is a float among class names")
+    if all(isinstance(label, Integral) for label in train.labels):
+        return tuple(str(label) for label in sorted(set(train.labels)))
+    return positive_last(sorted({str(label) for label in train.labels}), metric)
+
+
+def _check_ready(split: Split, classes: tuple[str, ...] | None, place: str) -> None:
+    if (split.labels.dtype.kind == "f") != (classes is None):
+        raise FedmaskError(f"{place}: has {split.labels.dtype} labels, unlike train")
+    if classes is None:
+        regression_targets(split.labels, lambda row: f"{place}, row {row + 1}")
+        return
+    bad = np.flatnonzero((split.labels < 0) | (split.labels >= len(classes)))
+    if len(bad):
+        raise FedmaskError(
+            f"{place}, row {bad[0] + 1}: label index {split.labels[bad[0]]} is not a class of train; "
+            f"there are {len(classes)}, from 0"
+        )
+
+
+def _check_metric(name: str, metric: str, classes: tuple[str, ...] | None) -> None:
+    if metric not in METRICS:
+        raise FedmaskError(f"task {name}: unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+    if (classes is None) != METRICS[metric].regression:
+        kind = "a regression" if classes is None else "a classification"
+        raise FedmaskError(f"task {name}: metric {metric} does not fit {kind}")
+    if classes is None:
+        return
+    if len(set(classes)) != len(classes) or len(classes) < 2:
+        raise FedmaskError(f"task {name}: needs at least two distinct classes, and has {', '.join(classes)}")
+    if METRICS[metric].binary and len(classes) != 2:
+        raise FedmaskError(f"task {name}: metric {metric} is for two classes, and this task has {len(classes)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,156 @@
+"""A delta: how much each selected entry differs from the base model.
+
+In: a base model, a mask, values of shape (k,). Out: a live model switched to those values, a merged copy, or one
+`adapter.safetensors`. The equation is  adapted[S] = base[S] + values,  written, never added in place: the base's own
+bits are kept and put back, because (w + d) - d is not w in floating point.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fedmask.errors import FedmaskError, MaskMismatchError
+from fedmask.masks import Mask, MaskRecipe, base_digest
+from fedmask.runs.files import write_atomically
+
+ADAPTER_FORMAT = "fedmask-adapter-1"
+
+
+class SelectedEntries:
+    """The selected entries of one live model: switch it from delta to delta by one scatter a tensor, or back to the base.
+
+    No entry outside the mask is ever written. The base's own values (k of them) are kept in the model's dtype.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mask) -> None:
+        """Raises MaskMismatchError where the model lacks a tensor of the mask, or has it in another shape."""
+        parameters = dict(model.named_parameters())
+        for name, shape in mask.shapes.items():
+            if name not in parameters or tuple(parameters[name].shape) != shape:
+                found = tuple(parameters[name].shape) if name in parameters else "nothing of that name"
+                raise MaskMismatchError(f"mask {mask.digest[:12]} selects in {name} of shape {shape}; the model has {found}")
+        self.mask = mask
+        self.tensors: list[Tensor] = [parameters[name] for name in mask.shapes]
+        self.indices: list[Tensor] = [torch.from_numpy(mask.indices[name]).to(parameters[name].device) for name in mask.shapes]
+        self.slices: list[slice] = [mask.slices[name] for name in mask.shapes]
+        for name, tensor in zip(mask.shapes, self.tensors, strict=True):
+            if not tensor.is_contiguous():
+                raise FedmaskError(f"{name} is not contiguous in memory; call .contiguous() on the model's tensors first")
+        self.base_values: list[Tensor] = [
+            tensor.detach().view(-1)[index].clone() for tensor, index in zip(self.tensors, self.indices, strict=True)
+        ]
+
+    def base(self) -> Tensor:
+        """The base model's values of the selected entries, float32 (k,)."""
+        return torch.cat([values.float() for values in self.base_values]) if self.base_values else torch.zeros(0)
+
+    @torch.no_grad()
+    def write(self, values: Tensor) -> None:
+        """Set every selected entry to base + values; values: float32 (k,)."""
+        for tensor, index, base, where in zip(self.tensors, self.indices, self.base_values, self.slices, strict=True):
+            adapted = (base.float() + values[where].to(base.device)).to(base.dtype)
+            tensor.view(-1).index_copy_(0, index, adapted)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the base's own bits back."""
+        for tensor, index, base in zip(self.tensors, self.indices, self.base_values, strict=True):
+            tensor.view(-1).index_copy_(0, index, base)
+
+    @contextmanager
+    def written(self, values: Tensor) -> Iterator[None]:
+        """The model holds base + values inside the block, and exactly the base after it, whatever happens in it."""
+        self.write(values)
+        try:
+            yield
+        finally:
+            self.restore()
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """Values over a mask, bound by digest to one base model."""
+
+    values: NDArray[np.float32]
+    """float32 (k,): adapted minus base, in the mask's order."""
+    recipe: MaskRecipe
+    """Rebuilds the mask from the base weights, and names the digests of both."""
+    base_name: str
+    """The base model's name, for people and for finding it again; never a path."""
+    base_weights: str = "pretrained"
+    """pretrained | random."""
+    mask: Mask | None = field(default=None)
+    """The mask, where it is at hand; else it is rebuilt from the model that the delta is written into."""
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 1 or self.values.dtype != np.float32:
+            raise FedmaskError(f"a delta's values are float32 of shape (k,), found {self.values.dtype} {self.values.shape}")
+        if self.mask is not None and self.mask.num_selected != self.values.size:
+            raise FedmaskError(f"a delta of {self.values.size} values does not fit a mask of {self.mask.num_selected} entries")
+
+    def mask_for(self, model: nn.Module) -> Mask:
+        """The mask on this model.
+
+        Raises MaskMismatchError, naming both digests, if the model is not the delta's base.
+        """
+        found = base_digest(model)
+        if found != self.recipe.base_digest:
+            raise MaskMismatchError(
+                f"this adapter belongs to the base model {self.base_name} with digest {self.recipe.base_digest}, "
+                f"the model given has digest {found}; load the adapter's own base"
+            )
+        mask = self.mask if self.mask is not None else self.recipe.rebuild(model, found)
+        if mask.num_selected != self.values.size:
+            raise MaskMismatchError(f"the adapter holds {self.values.size} values, its mask selects {mask.num_selected} entries")
+        return mask
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """A copy of the base model with the delta in it; the model given is left as it was. Inference costs what it did."""
+        mask = self.mask_for(model)
+        merged = copy.deepcopy(model)
+        SelectedEntries(merged, mask).write(torch.from_numpy(self.values))
+        return merged
+
+    def save(self, path: Path | str) -> None:
+        """Write one adapter file: the same delta gives the same bytes. No time, no path, no pickle."""
+        metadata = {
+            "format": ADAPTER_FORMAT,
+            "recipe": self.recipe.to_bytes().decode(),
+            "base": json.dumps({"name": self.base_name, "weights": self.base_weights}, sort_keys=True),
+        }
+        write_atomically(Path(path), save({"values": torch.from_numpy(self.values)}, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Delta":
+        """Read an adapter file; the mask is rebuilt when the delta meets its base model.
+
+        Raises FedmaskError where the file is missing, damaged, or not an adapter.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FedmaskError(f"{path}: there is no such adapter file")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != ADAPTER_FORMAT or "values" not in file.keys():  # noqa: SIM118 (not a dict)
+                    raise FedmaskError(f"{path}: not a fedmask adapter (format {metadata.get('format')}, expected {ADAPTER_FORMAT})")
+                values = file.get_tensor("values")
+            base = json.loads(metadata["base"])
+            return cls(values, MaskRecipe.from_bytes(metadata["recipe"].encode()), str(base["name"]), str(base["weights"]))
+        except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, OSError) as error:
+            raise FedmaskError(f"{path}: damaged adapter file ({error}); fetch or make it again") from error
+
+
+def load_adapter(path: Path | str) -> Delta:
+    """Read an `adapter.safetensors`; see `Delta.load`."""
+    return Delta.load(path)

@@ -1,0 +1,94 @@
+"""A task's linear head over mean-pooled features: outputs = features W^T + b.
+
+W (C, H) and b (C,), C classes or 1 for regression. As a vector a head travels as its difference from the start that
+its task's name seeds, so both ends can begin from zeros.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fedmask.errors import FedmaskError
+from fedmask.randomness import seed_for
+from fedmask.runs.files import write_atomically
+from fedmask.tasks.task import Task
+
+HEAD_FORMAT = "fedmask-head-1"
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """What a head's numbers mean; two clients may average heads of the same layout only."""
+
+    task: str
+    labels: tuple[str, ...] | None
+    """Class names in index order; None for regression."""
+    hidden_size: int
+
+    @classmethod
+    def of(cls, task: Task, hidden_size: int) -> "HeadLayout":
+        return cls(task.name, task.labels, hidden_size)
+
+    @property
+    def num_outputs(self) -> int:
+        return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def size(self) -> int:
+        """Numbers in the packed vector: C x H + C."""
+        return self.num_outputs * (self.hidden_size + 1)
+
+    @property
+    def digest(self) -> str:
+        canonical = json.dumps(["fedmask-head-layout-1", self.task, self.labels, self.hidden_size])
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def start(self, seed: int) -> Tensor:
+        """The values every client of this task begins with, float32 (size,): small normal weights, zero biases."""
+        generator = torch.Generator().manual_seed(seed_for(seed, "head", self.task))
+        weights = torch.randn(self.num_outputs * self.hidden_size, generator=generator) * 0.02
+        return torch.cat([weights, torch.zeros(self.num_outputs)])
+
+    def outputs(self, packed: Tensor, features: Tensor) -> Tensor:
+        """(B, H) features -> (B, C) outputs, for packed (size,)."""
+        weight = packed[: -self.num_outputs].view(self.num_outputs, self.hidden_size)
+        return torch.nn.functional.linear(features, weight, packed[-self.num_outputs :])
+
+
+def save_head(path: Path, layout: HeadLayout, packed: NDArray[np.float32]) -> None:
+    """Write a head with its task and labels; the same head gives the same bytes."""
+    metadata = {
+        "format": HEAD_FORMAT,
+        "head": json.dumps({"task": layout.task, "labels": layout.labels, "hidden_size": layout.hidden_size}, sort_keys=True),
+    }
+    write_atomically(path, save({"head": torch.from_numpy(np.ascontiguousarray(packed))}, metadata=metadata))
+
+
+def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
+    """Raises FedmaskError where the file is missing, damaged or not a head."""
+    if not path.is_file():
+        raise FedmaskError(f"{path}: there is no such head file; a run keeps its heads under clients/ in its folder")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != HEAD_FORMAT:
+                raise FedmaskError(f"{path}: not a fedmask head (format {metadata.get('format')}, expected {HEAD_FORMAT})")
+            head = json.loads(metadata["head"])
+            labels = None if head["labels"] is None else tuple(map(str, head["labels"]))
+            layout = HeadLayout(str(head["task"]), labels, int(head["hidden_size"]))
+            packed = file.get_tensor("head")
+    except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, ValueError) as error:
+        if isinstance(error, FedmaskError):
+            raise
+        raise FedmaskError(f"{path}: damaged head file ({error})") from error
+    if packed.shape != (layout.size,) or packed.dtype != np.float32:
+        raise FedmaskError(f"{path}: a head of {layout.task} has {layout.size} float32 values, found {packed.dtype} {packed.shape}")
+    return layout, packed

@@ -1,0 +1,72 @@
+"""How a delta's values are produced while training: directly, or by HiWi's networks over the feed-forward biases.
+
+In: the delta received (k,) and the base's selected values. Out: values (k,) as a differentiable function of a few
+parameters. Both kinds start at the received delta, so a round never loses what was learned before it.
+
+HiWi-style, per feed-forward bias vector b of D entries:  local delta = received delta + relu(b W_down) W_up,
+W_down (D, r), W_up (r, D). W_up starts at zero. The networks are new in every round and never leave the client.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedmask.errors import FedmaskError
+from fedmask.training.delta import SelectedEntries
+
+
+class Reparametrisation(Protocol):
+    """Values (k,) as a function of trainable parameters."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer steps on."""
+
+    def values(self) -> Tensor:
+        """float32 (k,), with a graph back to the parameters."""
+
+
+class Direct:
+    """The values themselves are the parameters."""
+
+    def __init__(self, received: Tensor) -> None:
+        self._values = nn.Parameter(received.clone())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self._values]
+
+    def values(self) -> Tensor:
+        return self._values
+
+
+class BiasNetworks:
+    """HiWi-style: one small network a bias vector maps the base bias to the change of it.
+
+    With ReLU most plain draws of W_down leave at least one vector with every unit off, whose change could then never
+    move. So each column of W_down is given the sign that makes its unit positive, and the length that makes its
+    activation that of a standard normal draw whatever the size of b: all units live, one learning rate for all vectors.
+    A vector that is exactly zero cannot be given a live unit; its change stays zero.
+    """
+
+    def __init__(self, entries: SelectedEntries, received: Tensor, rank: int, generator: torch.Generator) -> None:
+        """rank: r, at least 1. Raises FedmaskError where every bias vector is exactly zero."""
+        self._received = received.clone()
+        self._biases = [values.float() for values in entries.base_values]
+        if not any(bool(bias.any()) for bias in self._biases):
+            raise FedmaskError("mask=hiwi: every feed-forward bias of this model is zero, so its networks have no input; take mask=ffn_bias")
+        self._down = [nn.Parameter(_live_columns(bias, rank, generator)) for bias in self._biases]
+        self._up = [nn.Parameter(torch.zeros(rank, bias.numel())) for bias in self._biases]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self._down, *self._up]
+
+    def values(self) -> Tensor:
+        changes = [torch.relu(bias @ down) @ up for bias, down, up in zip(self._biases, self._down, self._up, strict=True)]
+        return self._received + torch.cat(changes)
+
+
+def _live_columns(bias: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """W_down (D, r) with bias @ W_down = |standard normal| in every column."""
+    columns = torch.randn(bias.numel(), rank, generator=generator) / bias.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    sign = torch.where(bias @ columns < 0, -1.0, 1.0)
+    return columns * sign

@@ -1,0 +1,20 @@
+"""What a codec is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A pair of pure functions between a vector and bytes."""
+
+    name: str
+    number: int
+    """0..255, on the wire; never reused."""
+    encode: Callable[[NDArray[np.float32]], bytes]
+    """float32 (k,) -> bytes."""
+    decode: Callable[[bytes, int], NDArray[np.float32]]
+    """(bytes, k) -> float32 (k,). Raises FedmaskError for bytes that are not a vector of k values."""

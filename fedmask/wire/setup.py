@@ -1,0 +1,91 @@
+"""What a client is told once, in round 0: the mask, and how to train with it.
+
+Bytes:  length of settings u32 | settings, JSON | mask , where the settings say whether the mask is a recipe to rebuild
+it from the base weights (about 300 bytes), the coded indices themselves, or absent (nothing but heads is trained).
+"""
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from fedmask.errors import FedmaskError, RejectedMessage
+from fedmask.masks import Mask, MaskRecipe
+from fedmask.runs.config import ClientConfig, DataConfig, ModelConfig
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of a run's configuration that clients need."""
+
+    model: ModelConfig
+    data: DataConfig
+    client: ClientConfig
+    clients: int
+    rank: int
+    """Width of HiWi's networks; 0: the delta is trained directly."""
+    baseline: str
+    seed: int
+    threads: int
+    state_folder: str
+    """Where the simulation's clients keep what stays on clients, one folder each."""
+
+    @property
+    def exchanges_delta(self) -> bool:
+        """Whether the delta travels: in every run but the baselines."""
+        return self.baseline == "none"
+
+    @property
+    def trains_delta(self) -> bool:
+        return self.baseline != "frozen"
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    settings: Settings
+    mask: MaskRecipe | Mask | None
+
+    def to_bytes(self) -> bytes:
+        kind, mask_bytes = "none", b""
+        if self.mask is not None:
+            kind, mask_bytes = ("recipe" if isinstance(self.mask, MaskRecipe) else "indices"), self.mask.to_bytes()
+        settings = _without_nulls(dataclasses.asdict(self.settings)) | {"mask": kind}
+        encoded = json.dumps(settings, separators=(",", ":"), sort_keys=True).encode()
+        return _LENGTH.pack(len(encoded)) + encoded + mask_bytes
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Setup":
+        """Raises RejectedMessage for bytes that are no setup."""
+        try:
+            (length,) = _LENGTH.unpack_from(data)
+            raw = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+            mask_bytes = data[_LENGTH.size + length :]
+            kind = raw.pop("mask")
+            settings = Settings(
+                model=_build(ModelConfig, raw.pop("model")),
+                data=_build(DataConfig, raw.pop("data")),
+                client=_build(ClientConfig, raw.pop("client")),
+                **raw,
+            )
+            mask = {"none": lambda _: None, "recipe": MaskRecipe.from_bytes, "indices": Mask.from_bytes}[kind](mask_bytes)
+        except (struct.error, KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, FedmaskError) as error:
+            raise RejectedMessage("undecodable", f"setup of {len(data)} bytes cannot be read: {error}") from error
+        return cls(settings, mask)
+
+
+def _without_nulls(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value for key, value in tree.items() if value is not None
+    }
+
+
+def _build(kind: type[Any], raw: dict[str, Any]) -> Any:
+    """A configuration dataclass from JSON: what is absent was null, lists were tuples."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    if unknown := set(raw) - names:
+        raise FedmaskError(f"{kind.__name__} has no {sorted(unknown)}")
+    values = {name: raw.get(name) for name in names}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

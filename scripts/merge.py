@@ -1,0 +1,102 @@
+"""Merge an adapter into its base model: `python scripts/merge.py adapter=FILE output=FOLDER [model=|model.path=] [head=FILE]`.
+
+The base is found by the adapter's own name, or given; its digest must be the adapter's. FOLDER becomes an ordinary
+Hugging Face model folder, its weights bit-identical to base plus delta; with a head, `fedmask.load_classifier` reads it.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fedmask.errors import FedmaskError
+from fedmask.runs.config import ModelConfig
+from server.compose import compose
+
+OWN_KEYS = ("adapter", "output", "head")
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or any(argument in ("--help", "-h") for argument in arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    try:
+        own, model_overrides = _split(arguments)
+        merge(own, model_overrides)
+    except FedmaskError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def merge(own: dict[str, str], model_overrides: list[str]) -> None:
+    """Write the merged folder; nothing is left behind where anything is wrong."""
+    from fedmask.models import load_base
+    from fedmask.training.delta import load_adapter
+    from fedmask.training.head import load_head
+
+    output = Path(own["output"])
+    if output.exists():
+        raise FedmaskError(f"output={output}: already exists; name a new folder")
+    delta = load_adapter(own["adapter"])
+    head = Path(own["head"]) if "head" in own else None
+    if head is not None:
+        load_head(head)
+    config = _base_config(delta.base_name, delta.base_weights, model_overrides)
+    base = load_base(config.name, config.hub, config.path, config.weights, config.geometry)
+    merged = delta.merge(base.encoder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        _write(unfinished, merged, base.tokenizer, head)
+        unfinished.chmod(0o755)
+        unfinished.rename(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"{output}: {base.name} with {delta.values.size:,} changed entries; AutoModel.from_pretrained loads it")
+    if head is not None:
+        print(f"with its head: fedmask.load_classifier({str(output)!r})")
+
+
+def _write(folder: Path, merged: object, tokenizer: object, head: Path | None) -> None:
+    from fedmask.classifier import HEAD_FILE
+
+    merged.save_pretrained(folder)  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    if head is not None:
+        shutil.copyfile(head, folder / HEAD_FILE)
+
+
+def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """This script's own keys, and overrides that name the base model."""
+    own, overrides = {}, []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key in OWN_KEYS and equals:
+            own[key] = value
+        elif key == "model" or key.startswith("model."):
+            overrides.append(argument)
+        else:
+            raise FedmaskError(f"{argument}: unknown; give adapter=FILE output=FOLDER and, if need be, model=, model.path=, head=FILE")
+    if missing := [key for key in ("adapter", "output") if not own.get(key)]:
+        raise FedmaskError(f"missing: {', '.join(f'{key}=' for key in missing)}; give adapter=FILE output=FOLDER")
+    return own, overrides
+
+
+def _base_config(name: str, weights: str, overrides: list[str]) -> ModelConfig:
+    """The base model given, else the one that the adapter names."""
+    from server.compose import groups
+
+    if overrides:
+        return compose(overrides).model
+    if name in groups()["model"]:
+        return compose([f"model={name}", f"model.weights={weights}"]).model
+    if name.count("/") == 1:
+        return compose([f"model.path={name}"]).model
+    raise FedmaskError(f"the adapter's base model is called {name}, which is no configuration of conf/model; give its folder with model.path=")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

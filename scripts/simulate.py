@@ -1,0 +1,98 @@
+"""Federated fine-tuning of one model by many simulated clients: `python scripts/simulate.py [key=value ...]`; see --help.
+
+overrides -> checked configuration -> federation on a runtime -> run folder and a table.
+"""
+
+import dataclasses
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from fedmask.errors import FedmaskError
+from fedmask.runs.config import RunConfig, default_output
+from server.compose import compose, help_text
+
+
+def main(arguments: list[str]) -> int:
+    if any(argument in ("--help", "-h") for argument in arguments):
+        print(help_text())
+        return 0
+    try:
+        simulate(compose(arguments))
+    except FedmaskError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the run folder holds the rounds that ended", file=sys.stderr)
+        return 130
+    return 0
+
+
+def simulate(config: RunConfig) -> None:
+    """The run asked for, then each baseline it is to be compared with, in the same process on the same data."""
+    # Flower, torch and transformers take seconds to import: a mistyped override is told without them.
+    from client.process import population
+    from fedmask.runs.console import communication_lines, console, results_table
+    from fedmask.runs.folder import COMPARE, RunFolder
+
+    config = dataclasses.replace(config, output=config.output or default_output(config, datetime.now()))
+    clients = population(config.data, config.clients, config.seed)
+    tasks = tuple(dict.fromkeys(client.task.name for client in clients))
+    if config.data.tasks is None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tasks=tasks))
+    output = Path(str(config.output))
+    RunFolder(output, config.overwrite)  # refuses a folder that holds a run before any work is done
+    _say_set_up(config, len(clients), tasks)
+    summaries = {_title(config): run(config)}
+    for baseline in config.compare:
+        compared = dataclasses.replace(config, baseline=baseline, compare=(), output=str(output / COMPARE / baseline))
+        summaries[baseline] = run(compared)
+    console.print()
+    console.print(results_table(summaries))
+    for line in communication_lines(next(iter(summaries.values()))):
+        console.print(line, markup=False)
+    console.print(f"run folder: {output}", markup=False, soft_wrap=True)
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """One federation on the local runtime; returns its summary."""
+    from client.app import app as client_app
+    from fedmask.runs.console import RunProgress
+    from server.app import num_clients, run_federation
+    from server.local_grid import LocalGrid
+
+    grid = LocalGrid(client_app, num_clients(config), config.seed)
+    with RunProgress(_title(config), config.rounds) as progress:
+        return run_federation(grid, config, progress)
+
+
+def _title(config: RunConfig) -> str:
+    return "federated" if config.baseline == "none" else config.baseline
+
+
+def _say_set_up(config: RunConfig, num_clients: int, tasks: tuple[str, ...]) -> None:
+    from fedmask.runs.console import console
+
+    weights = " (random weights: its scores mean nothing)" if config.model.weights == "random" else ""
+    console.print(
+        f"{config.model.name}{weights}, mask {config.mask.rule}, {num_clients} clients, {config.rounds} rounds, "
+        f"tasks: {', '.join(tasks)}",
+        markup=False,
+    )
+    if config.data.partition == "dirichlet" and config.client.head == "local":
+        console.print(
+            "note: local heads under label skew fit each client's own label mix and fail on the whole split; "
+            "look at own_score beside score, or take client.head=shared",
+            style="yellow",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

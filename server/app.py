@@ -1,0 +1,195 @@
+"""The Flower ServerApp: a configuration -> a federation -> a run folder.
+
+base model -> mask -> strategy (mask out once, rounds, test split) -> adapter and summary.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedmask.masks import Mask, select
+from fedmask.models import BaseModel, load_base
+from fedmask.runs.config import RunConfig, from_yaml, to_yaml
+from fedmask.runs.folder import RunFolder
+from fedmask.training.delta import Delta
+from fedmask.wire.ledger import Ledger, full_finetuning_bytes_per_client_round
+from fedmask.wire.setup import Settings
+from server.scores import Scores
+from server.strategy import MaskedAveraging, Observer, RoundReport
+
+app = ServerApp()
+
+CONFIG_KEY = "config"
+"""The key of Flower's run configuration that carries the run's config.yaml."""
+
+
+@app.main()  # type: ignore[untyped-decorator]
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run configuration describes."""
+    run_federation(grid, from_yaml(str(context.run_config[CONFIG_KEY])), SilentObserver())
+
+
+def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[str, Any]:
+    """Run all rounds on a grid and leave the run folder; returns the summary.
+
+    Raises FedmaskError for anything a person has to mend, before the folder is touched where it can be known by then.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(config.threads)
+    assert config.output is not None, "the output folder is resolved before a run starts"
+    folder = RunFolder(Path(config.output), config.overwrite)
+    base = load_base(config.model.name, config.model.hub, config.model.path, config.model.weights, config.model.geometry)
+    mask = select_mask(config, base)
+    folder.begin(to_yaml(config))
+    ledger = Ledger()
+    recorder = _FolderObserver(folder, ledger, observer)
+    strategy = MaskedAveraging(
+        settings_for(config, folder.clients), mask, config.clients_per_round, num_clients(config), ledger, recorder
+    )
+    strategy.start(grid, strategy.arrays(), config.rounds)
+    if config.baseline == "none" and mask is not None:
+        save_adapter(folder.adapter, strategy.state.delta, mask, base)
+    recorder.write_ledger()
+    summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
+        "clients_never_drawn": strategy.num_never_drawn,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    folder.finish(summary)
+    return summary
+
+
+def select_mask(config: RunConfig, base: BaseModel) -> Mask | None:
+    """The run's mask; None for the frozen baseline, which trains no entry of the model."""
+    if config.baseline == "frozen":
+        return None
+    rule = config.mask
+    return select(
+        base.encoder,
+        rule=rule.rule,
+        density=rule.density,
+        scope=rule.scope,
+        include=rule.include,
+        exclude=rule.exclude,
+        embeddings=rule.embeddings,
+        seed=rule.seed,
+        base_digest=base.digest,
+    )
+
+
+def settings_for(config: RunConfig, clients_folder: Path) -> Settings:
+    """The part of the configuration that clients are told."""
+    return Settings(
+        model=config.model,
+        data=config.data,
+        client=config.client,
+        clients=config.clients,
+        rank=config.mask.rank if config.mask.rule == "hiwi" else 0,
+        baseline=config.baseline,
+        seed=config.seed,
+        threads=config.threads,
+        state_folder=str(clients_folder),
+    )
+
+
+def num_clients(config: RunConfig) -> int:
+    """Nodes to wait for: one a client, or one a task where a task's data is pooled."""
+    if config.baseline == "central":
+        assert config.data.tasks is not None, "the task names are resolved before a run starts"
+        return len(config.data.tasks)
+    return config.clients
+
+
+def save_adapter(path: Path, values: np.ndarray[Any, np.dtype[np.float32]], mask: Mask, base: BaseModel) -> None:
+    assert mask.recipe is not None, "the server's mask is made by a rule"
+    Delta(values, mask.recipe, base.name, base.weights, mask).save(path)
+
+
+def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scores, ledger: Ledger) -> dict[str, Any]:
+    return {
+        "baseline": config.baseline,
+        "model": {
+            "name": base.name,
+            "weights": base.weights,
+            "num_parameters": base.num_parameters,
+            "digest": base.digest,
+        },
+        "mask": {
+            "rule": config.mask.rule if mask is not None else "none",
+            "num_selected": mask.num_selected if mask is not None else 0,
+            "density": mask.density if mask is not None else 0.0,
+            "digest": mask.digest if mask is not None else "",
+        },
+        "score": scores.score(),
+        "own_score": scores.own_score(),
+        "own_majority_score": scores.majority_score(),
+        "worst_client_score": scores.worst_client_score(),
+        "mean_score": scores.mean_score(),
+        "communication": {
+            "mask_bytes_per_client": ledger.mask_bytes_per_client(),
+            "uplink_payload_bytes_per_client_round": ledger.payload_bytes_per_client_round("up"),
+            "downlink_payload_bytes_per_client_round": ledger.payload_bytes_per_client_round("down"),
+            "uplink_bytes_per_client_round": ledger.bytes_per_client_round("up"),
+            "downlink_bytes_per_client_round": ledger.bytes_per_client_round("down"),
+            "total_bytes": ledger.total_bytes,
+            "full_finetuning_bytes_per_client_round": full_finetuning_bytes_per_client_round(base.num_parameters),
+        },
+    }
+
+
+@dataclass
+class _FolderObserver:
+    """Writes rounds and ledger lines as they come, and passes everything on."""
+
+    folder: RunFolder
+    ledger: Ledger
+    watching: Observer
+    written_lines: int = 0
+
+    def stage_started(self, server_round: int, stage: str, num_clients: int) -> None:
+        self.watching.stage_started(server_round, stage, num_clients)
+
+    def reply_arrived(self, client_id: int) -> None:
+        self.watching.reply_arrived(client_id)
+
+    def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None:
+        self.watching.client_failed(server_round, client_id, cause, detail)
+
+    def round_ended(self, report: RoundReport) -> None:
+        self.folder.add_round(round_line(report))
+        self.write_ledger()
+        self.watching.round_ended(report)
+
+    def write_ledger(self) -> None:
+        self.folder.add_communication(line.as_dict() for line in self.ledger.lines[self.written_lines :])
+        self.written_lines = len(self.ledger.lines)
+
+
+def round_line(report: RoundReport) -> dict[str, Any]:
+    """A round's line of rounds.jsonl; scores on the validation split."""
+    return {
+        "round": report.round,
+        "clients": len(report.cohort),
+        "failures": sum(report.failure_causes.values()),
+        "failure_causes": report.failure_causes,
+        "cohort": list(report.cohort),
+        "train_loss": report.train_loss,
+        "score": report.scores.score(),
+        "own_score": report.scores.own_score(),
+        "mean_score": report.scores.mean_score(),
+        "seconds": round(report.seconds, 3),
+    }
+
+
+class SilentObserver:
+    """Watches nothing."""
+
+    def stage_started(self, server_round: int, stage: str, num_clients: int) -> None: ...
+    def reply_arrived(self, client_id: int) -> None: ...
+    def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None: ...
+    def round_ended(self, report: RoundReport) -> None: ...

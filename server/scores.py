@@ -1,0 +1,79 @@
+"""Counts from clients -> scores by task.
+
+A client's score is its task's metric of its own counts; a task's score is the mean over its clients, the worst client
+beside it; the mean score is the mean over tasks. Fractions, or correlations from -1 to 1.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import MetricRecord
+
+from fedmask.errors import RejectedMessage
+from fedmask.tasks.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class ClientScore:
+    """One client's model on one split."""
+
+    client_id: int
+    task: str
+    score: float
+    """On the task's whole split."""
+    own_score: float
+    """On that split weighted to the client's own label mix."""
+    majority_score: float
+    """Of always guessing the client's majority label, weighted likewise."""
+
+    @classmethod
+    def of(cls, client_id: int, task: str, metric: str, counts: MetricRecord) -> "ClientScore":
+        """Raises RejectedMessage for counts that give no finite score."""
+        values = []
+        for name in ("counts", "own-counts", "majority-counts"):
+            count = counts.get(name)
+            try:
+                value = METRICS[metric].value(np.asarray(count, np.float64))
+            except (TypeError, ValueError, IndexError) as error:
+                raise RejectedMessage("undecodable", f"{name} {count} are no counts of {metric}") from error
+            if not -1.0 <= value <= 1.0:
+                raise RejectedMessage("not-finite", f"{name} {count} give {value}")
+            values.append(float(value))
+        return cls(client_id, task, *values)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of the clients that answered."""
+
+    clients: tuple[ClientScore, ...]
+
+    def score(self) -> dict[str, float]:
+        """By task: mean over the task's clients."""
+        return self._by_task(lambda client: client.score, _mean)
+
+    def own_score(self) -> dict[str, float]:
+        return self._by_task(lambda client: client.own_score, _mean)
+
+    def majority_score(self) -> dict[str, float]:
+        return self._by_task(lambda client: client.majority_score, _mean)
+
+    def worst_client_score(self) -> dict[str, float]:
+        return self._by_task(lambda client: client.score, min)
+
+    def mean_score(self) -> float | None:
+        """Mean over tasks; None where no client was scored."""
+        by_task = self.score()
+        return _mean(list(by_task.values())) if by_task else None
+
+    def _by_task(self, of: Callable[[ClientScore], float], over: Callable[[list[float]], float]) -> dict[str, float]:
+        values: dict[str, list[float]] = defaultdict(list)
+        for client in self.clients:
+            values[client.task].append(of(client))
+        return {task: over(values[task]) for task in sorted(values)}
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,173 @@
+"""A task turns rows into numbers, and says which row it cannot."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmask.errors import FedmaskError
+from fedmask.tasks.task import Split, Task
+
+ROWS = [("good", "positive"), ("bad", "negative"), ("fine", "positive")]
+PAIRS = [("a", "b", "equivalent"), ("a", "c", "not_equivalent")]
+REGRESSION = [("a", "b", 0.5), ("a", "c", 5.0)]
+
+
+def make(**changes: Any) -> Task:
+    return Task(**({"name": "reviews", "train": ROWS, "validation": ROWS, "test": ROWS} | changes))
+
+
+def test_classes_are_the_sorted_names_of_train() -> None:
+    task = make(test=[("ok", "negative")])
+    assert task.labels == ("negative", "positive")
+    assert task.train.labels.tolist() == [1, 0, 1]
+    assert task.train.labels.dtype == np.int64
+    assert task.test.labels.tolist() == [0]
+    assert task.train.text_a == ("good", "bad", "fine")
+    assert (task.metric, task.num_outputs, task.is_pair) == ("accuracy", 2, False)
+
+
+@given(st.lists(st.tuples(st.text(), st.text(min_size=1)), min_size=2).filter(lambda rows: len({r[1] for r in rows}) > 1))
+def test_indices_give_the_names_back(rows: list[tuple[str, str]]) -> None:
+    task = make(train=rows, validation=rows, test=rows)
+    assert task.labels is not None
+    assert list(task.labels) == sorted({label for _, label in rows})
+    assert [task.labels[index] for index in task.train.labels] == [label for _, label in rows]
+
+
+def test_given_labels_keep_their_order_and_may_be_more_than_train_has() -> None:
+    task = make(labels=["positive", "neutral", "negative"])
+    assert task.labels == ("positive", "neutral", "negative")
+    assert task.train.labels.tolist() == [0, 2, 0]
+    assert task.num_outputs == 3
+
+
+def test_whole_numbers_are_classes_in_numerical_order() -> None:
+    rows = [("a", 10), ("b", 2), ("c", np.int64(10))]
+    task = make(train=rows, validation=rows, test=rows)
+    assert task.labels == ("2", "10")
+    assert task.train.labels.tolist() == [1, 0, 1]
+
+
+def test_floats_everywhere_are_a_regression() -> None:
+    task = make(train=REGRESSION, validation=REGRESSION, test=[("a", "b", 3)])
+    assert task.labels is None
+    assert (task.metric, task.num_outputs, task.is_pair) == ("spearman", 1, True)
+    assert task.train.labels.tolist() == [0.5, 5.0]
+    assert task.test.labels.dtype == np.float64
+
+
+def test_under_f1_equivalent_is_the_last_class_and_so_the_positive_one() -> None:
+    task = make(train=PAIRS, validation=PAIRS, test=PAIRS, metric="f1")
+    assert task.labels == ("not_equivalent", "equivalent")
+    assert task.train.labels.tolist() == [1, 0]
+    assert make(train=PAIRS, validation=PAIRS, test=PAIRS).labels == ("equivalent", "not_equivalent")
+
+
+def test_rows_may_come_from_a_generator() -> None:
+    assert len(make(train=(row for row in ROWS)).train) == 3
+
+
+def test_a_ready_split_is_kept() -> None:
+    split = Split(("x", "y"), None, np.array([1, 0]), domains=("d", "e"))
+    task = make(train=split, validation=split, test=split)
+    assert task.train is split
+    assert task.labels == ("0", "1")
+    assert make(train=split, validation=split, test=split, labels=["no", "yes"]).labels == ("no", "yes")
+
+
+def test_take_keeps_rows_together() -> None:
+    split = Split(("a", "b", "c"), ("d", "e", "f"), np.array([0, 1, 2]), ("x", "y", "z"))
+    taken = split.take(np.array([2, 0, 2]))
+    assert taken.text_a == ("c", "a", "c")
+    assert taken.text_b == ("f", "d", "f")
+    assert taken.labels.tolist() == [2, 0, 2]
+    assert taken.domains == ("z", "x", "z")
+    assert len(taken) == 3
+    assert len(split.take([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": []}, "task reviews, train: there are no rows; give at least one"),
+        (
+            {"test": [*ROWS, ("odd", "neutral")]},
+            "task reviews, test, row 4: label 'neutral' is not a class of train; the classes are negative, positive",
+        ),
+        ({"train": [*ROWS, PAIRS[0]]}, "task reviews, train, row 4: has 3 fields, but the first row has 2"),
+        ({"validation": PAIRS}, "task reviews, validation: rows are pairs, unlike those of train"),
+        (
+            {"train": ["text"]},
+            "task reviews, train, row 1: a row is (text, label) or (text_a, text_b, label), not 'text'",
+        ),
+        ({"train": [*ROWS, (None, "positive")]}, "task reviews, train, row 4: a text must be a str, not None"),
+        (
+            {"train": [("a", "")]},
+            "task reviews, train, row 1: a label must be a class name or a number, not ''",
+        ),
+        (
+            {"train": [("a", "b"), ("a", 0.5)]},
+            "task reviews, train, row 2: label 0.5 is a float among class names",
+        ),
+        (
+            {"train": [("a", 0.5)], "validation": [("a", 0.5)], "test": [("a", 0.5), ("a", float("nan"))]},
+            "task reviews, test, row 2: label nan is not a number, and this task is a regression",
+        ),
+        (
+            {"train": [("a", 0.5)], "validation": [("a", "high")]},
+            "task reviews, validation, row 1: label 'high' is not a number, and this task is a regression",
+        ),
+        (
+            {"train": ROWS[:1]},
+            "task reviews: needs at least two distinct classes, and has positive",
+        ),
+        (
+            {"metric": "recall"},
+            "task reviews: unknown metric 'recall'; choose one of accuracy, matthews, f1, spearman",
+        ),
+        ({"metric": "spearman"}, "task reviews: metric spearman does not fit a classification"),
+        ({"train": [("a", 0.5)], "metric": "accuracy"}, "task reviews: metric accuracy does not fit a regression"),
+        (
+            {"labels": ["positive", "neutral", "negative"], "metric": "f1"},
+            "task reviews: metric f1 is for two classes, and this task has 3",
+        ),
+        (
+            {"train": Split(("a", "b"), None, np.array([0, 2])), "labels": ["x", "y"]},
+            "task reviews, train, row 2: label index 2 is not a class of train; there are 2, from 0",
+        ),
+        ({"test": Split(("a",), None, np.array([0.5]))}, "task reviews, test: has float64 labels, unlike train"),
+    ],
+)
+def test_bad_rows_are_told_with_their_place(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FedmaskError) as error:
+        make(**changes)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", ["", "two words", "../up", "/root", "a//b", "a/", ".hidden", "naïve", "a\n", 3])
+def test_a_name_must_be_plain(name: Any) -> None:
+    with pytest.raises(FedmaskError, match="use letters, digits and _ . - /"):
+        make(name=name)
+
+
+@pytest.mark.parametrize("name", ["sst2", "glue/sst2", "org/some-set/v1.0", "_x", "3"])
+def test_plain_names_pass(name: str) -> None:
+    assert make(name=name).name == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((("a", "b"), None, np.array([0])), "a split has 1 labels but 2 entries in text_a"),
+        ((("a",), ("b", "c"), np.array([0])), "a split has 1 labels but 2 entries in text_b"),
+        ((("a",), None, np.array([0]), ()), "a split has 1 labels but 0 entries in domains"),
+        ((("a",), None, np.array([[0]])), r"must be a flat array of numbers, not int64\(1, 1\)"),
+        ((("a",), None, np.array(["x"])), "must be a flat array of numbers"),
+    ],
+)
+def test_a_split_must_be_rectangular(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(FedmaskError, match=message):
+        Split(*arguments)
