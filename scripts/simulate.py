@@ -16,7 +16,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.config import RunConfig, default_output
+from fedmask.runs.config import RunConfig
 from server.compose import compose, help_text
 
 
@@ -40,7 +40,7 @@ def simulate(config: RunConfig) -> None:
     # Flower, torch and transformers take seconds to import: a mistyped override is told without them.
     from client.process import population
     from fedmask.runs.console import communication_lines, console, results_table
-    from fedmask.runs.folder import COMPARE, RunFolder
+    from fedmask.runs.folder import COMPARE, RunFolder, default_output
 
     config = dataclasses.replace(config, output=config.output or default_output(config, datetime.now()))
     clients = population(config.data, config.clients, config.seed)

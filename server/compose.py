@@ -6,7 +6,7 @@ single keys are set on the result, and `fedmask.runs.config` checks it. Hydra wr
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,14 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     values: dict[str, object] = {}
     undecided: set[str] = set()
     faults: list[str] = []
+    known_groups = groups()
     for override in overrides:
         key, _, text = override.partition("=")
         try:
-            if key in groups():
-                choices[key] = _choice(key, text)
+            if key in known_groups:
+                choices[key] = _choice(key, text, known_groups[key])
             else:
-                values[key] = _value(override)
+                values[key] = _value(override, known_groups)
         except FedmaskError as fault:
             faults.append(str(fault))
             undecided.add(_NAMED_BY.get(key, key))
@@ -81,31 +82,29 @@ def groups() -> dict[str, dict[str, str]]:
 
 
 def _first_comment(file: Path) -> str:
-    comments = (
-        line.removeprefix("#").strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
-    )
+    lines = file.read_text(encoding="utf-8").splitlines()
+    comments = (line.removeprefix("#").strip() for line in lines if line.startswith("#"))
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
-def _choice(group: str, name: str) -> str:
-    names = groups()[group]
+def _choice(group: str, name: str, names: Collection[str]) -> str:
     if name not in names:
         raise FedmaskError(not_allowed(group, name, one_of_text(names), names))
     return name
 
 
-def _value(override: str) -> object:
+def _value(override: str, known_groups: Collection[str]) -> object:
     """The value of one `key=value`; FedmaskError where there is no such key to set, or the value cannot be read."""
     key, equals, text = override.partition("=")
     if key.startswith(("+", "~")):
-        raise FedmaskError(f"{override}: keys can be neither added nor deleted; write key=value")
+        raise FedmaskError(f"{shown(override)}: keys can be neither added nor deleted; write key=value")
     if not equals:
         raise FedmaskError(f"{shown(override)}: must be key=value; --help lists all keys")
     if key not in KEYS:
-        raise FedmaskError(unknown_key(key, text, {**KEYS, **groups()}))
+        raise FedmaskError(unknown_key(key, text, [*KEYS, *known_groups]))
     if key in _NAMED_BY.values():
         group = key.partition(".")[0]
-        raise FedmaskError(f"{override}: comes with the file that {group}=NAME takes; write {group}={text}")
+        raise FedmaskError(f"{shown(override)}: comes with the file that {group}=NAME takes; write {group}={text}")
     if key in _TAKEN_AS_WRITTEN and not text.startswith(("'", '"')):
         return None if text == "null" else text
     return _parsed(override, text)
@@ -117,10 +116,10 @@ def _parsed(override: str, text: str) -> object:
         parsed = OverridesParser.create().parse_override(f"value={text}")
     except HydraException as error:
         raise FedmaskError(
-            f"{override}: not a value; a list is written [a,b], and a text with special characters stands in quotes"
+            f"{shown(override)}: not a value; a list is written [a,b], and a text with special characters stands in quotes"
         ) from error
     if parsed.is_sweep_override():
-        raise FedmaskError(f"{override}: a run takes one value a key; a list is written [a,b]")
+        raise FedmaskError(f"{shown(override)}: a run takes one value a key; a list is written [a,b]")
     return parsed.value()
 
 
@@ -131,10 +130,8 @@ def _composed(choices: Mapping[str, str]) -> dict[str, Any]:
             config = hydra_compose("config", overrides=[f"{group}={name}" for group, name in choices.items()])
         raw: Any = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        files = " ".join(f"{group}={name}" for group, name in choices.items())
-        raise ConfigError(
-            [f"the files of conf/ do not compose with {files or 'their defaults'}: {' '.join(str(error).split())}"]
-        ) from error
+        files = " ".join(f"{group}={name}" for group, name in choices.items()) or "its defaults"
+        raise ConfigError([f"conf/ does not compose with {files}: {' '.join(str(error).split())}"]) from error
     # Each rule's own rate stands in its file, and reaches the run as the default of client.learning_rate.
     raw["mask"].pop("learning_rate", None)
     return dict(raw)
@@ -142,10 +139,10 @@ def _composed(choices: Mapping[str, str]) -> dict[str, Any]:
 
 def _set(raw: dict[str, Any], key: str, value: object) -> None:
     section, dot, entry = key.partition(".")
-    if dot:
-        raw[section][entry] = value
-    else:
+    if not dot:
         raw[key] = value
+    elif isinstance(raw[section], dict):  # where an experiment put something else there, `check` tells it
+        raw[section][entry] = value
 
 
 def _path_faults(values: Mapping[str, Any]) -> Iterator[str]:

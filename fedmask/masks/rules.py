@@ -150,7 +150,7 @@ def _candidates(
     parameters = dict(model.named_parameters())
     names = RULES[rule].candidates(model, embeddings) if include is None else _matching("include", include, parameters)
     left_out = set(_matching("exclude", exclude, parameters))
-    candidates = {name: parameters[name] for name in names if name not in left_out}
+    candidates = {name: parameters[name] for name in names if name not in left_out and parameters[name].numel()}
     if not candidates and (include is not None or exclude):
         raise FedmaskError(f"mask.include={include}, mask.exclude={exclude}: they leave no candidate tensor")
     if not candidates:

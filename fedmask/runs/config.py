@@ -500,6 +500,11 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as text that `from_yaml` reads back."""
+    return str(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
 def from_yaml(text: str) -> RunConfig:
     """The configuration in the text of a run folder's config.yaml. Raises ConfigError like `build`."""
     try:

@@ -13,15 +13,22 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fedmask.errors import FedmaskError
+from fedmask.runs.config import RunConfig
 from fedmask.runs.files import write_atomically
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
 ADAPTER, SUMMARY, CLIENTS, COMPARE = "adapter.safetensors", "summary.json", "clients", "compare"
 _ALL = (SUMMARY, CONFIG, ROUNDS, COMMUNICATION, ADAPTER, CLIENTS, COMPARE)
+
+
+def default_output(config: RunConfig, now: datetime) -> str:
+    """A new folder under runs/, named by what is run and when."""
+    return f"runs/{config.model.name}-{config.data.source}-{config.mask.rule}-{now:%Y%m%d-%H%M%S}"
 
 
 class RunFolder:

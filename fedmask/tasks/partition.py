@@ -90,6 +90,23 @@ class _Group:
         return self.task.name if self.domain is None else f"{self.task.name}, domain {self.domain},"
 
 
+def pool(clients: Sequence[ClientData]) -> tuple[ClientData, ...]:
+    """One client a task, in the order of the tasks, with the training rows of all of the task's clients."""
+    by_task: dict[str, list[ClientData]] = {}
+    for client in clients:
+        by_task.setdefault(client.task.name, []).append(client)
+    return tuple(_pooled(client_id, group) for client_id, group in enumerate(by_task.values()))
+
+
+def _pooled(client_id: int, group: Sequence[ClientData]) -> ClientData:
+    parts = [client.train for client in group]
+    text_b = None if parts[0].text_b is None else tuple(text for part in parts for text in part.text_b or ())
+    labels = np.concatenate([part.labels for part in parts])
+    train = Split(tuple(text for part in parts for text in part.text_a), text_b, labels)
+    task = group[0].task
+    return ClientData(client_id, task, train, _label_mix(task, train))
+
+
 def _groups(task: Task, client_ids: Sequence[int], by_domain: bool) -> list[_Group]:
     domains = task.train.domains
     if not by_domain or domains is None or len(set(domains)) == 1:
@@ -178,9 +195,12 @@ def _load(partitioner: "Partitioner", columns: Mapping[str, Any]) -> list[list[i
 
 def _client(client_id: int, task: Task, rows: np.ndarray) -> ClientData:
     train = task.train.take(rows)
-    if task.labels is None:
-        return ClientData(client_id, task, train, None)
-    return ClientData(client_id, task, train, np.bincount(train.labels, minlength=len(task.labels)) / len(train))
+    return ClientData(client_id, task, train, _label_mix(task, train))
+
+
+def _label_mix(task: Task, train: Split) -> np.ndarray | None:
+    """Fractions (C,) of the classes in these rows; None for regression."""
+    return None if task.labels is None else np.bincount(train.labels, minlength=len(task.labels)) / len(train)
 
 
 def _check_arguments(

@@ -91,7 +91,9 @@ def _told_in_one_line(path: Path) -> Iterator[None]:
     except FedmaskError:
         raise
     except Exception as error:
-        lines = [f":{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        lines = [
+            f":{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
+        ]
         detail = " ".join(str(error).split())
         raise FedmaskError(f"{path}{''.join(lines[-1:])}: {type(error).__name__}: {detail}") from error
 

@@ -104,8 +104,10 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]], tuple[int, ...]]
                     raise FedmaskError(f"{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}")
                 rows.append(row)
                 lines.append(reader.line_num)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise FedmaskError(f"{path}:{reader.line_num + 1}: not tab-separated UTF-8 text: {error}") from error
+        except UnicodeDecodeError as error:  # found block by block: the line is not known
+            raise FedmaskError(f"{path}: not UTF-8 text: {error}") from error
+        except csv.Error as error:
+            raise FedmaskError(f"{path}:{reader.line_num}: {error}") from error
     return header, rows, tuple(lines)
 
 

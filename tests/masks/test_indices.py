@@ -80,4 +80,4 @@ def test_errors_say_what_is_wrong_with_the_payload() -> None:
         decode(payload, 4, 12, low_bits)
     with pytest.raises(FedmaskError, match=r"^index payload names entries beyond"):
         # One index whose gap has 41 low bits, all ones.
-        decode(b"\xff" * 6, 1, 1 << 40, 41)
+        decode(b"\xff" * 5 + b"\xc0", 1, 1 << 40, 41)

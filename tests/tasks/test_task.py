@@ -29,7 +29,9 @@ def test_classes_are_the_sorted_names_of_train() -> None:
     assert (task.metric, task.num_outputs, task.is_pair) == ("accuracy", 2, False)
 
 
-@given(st.lists(st.tuples(st.text(), st.text(min_size=1)), min_size=2).filter(lambda rows: len({r[1] for r in rows}) > 1))
+@given(
+    st.lists(st.tuples(st.text(), st.text(min_size=1)), min_size=2).filter(lambda rows: len({r[1] for r in rows}) > 1)
+)
 def test_indices_give_the_names_back(rows: list[tuple[str, str]]) -> None:
     task = make(train=rows, validation=rows, test=rows)
     assert task.labels is not None
@@ -149,7 +151,7 @@ def test_bad_rows_are_told_with_their_place(changes: dict[str, Any], message: st
 
 @pytest.mark.parametrize("name", ["", "two words", "../up", "/root", "a//b", "a/", ".hidden", "naïve", "a\n", 3])
 def test_a_name_must_be_plain(name: Any) -> None:
-    with pytest.raises(FedmaskError, match="use letters, digits and _ . - /"):
+    with pytest.raises(FedmaskError, match=r"use letters, digits and _ \. - /"):
         make(name=name)
 
 

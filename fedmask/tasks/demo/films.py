@@ -1,8 +1,8 @@
 """Film reviews of 8 to 30 words, positive or negative: what counts is the reviewer's own last word, not the words.
 
 Every frame speaks of praise and blame alike. `{view}`, `{verdict}`, `{quality}` and `{thing}` agree with the review's
-label; their `against_` twins say the opposite and are overruled by a contrast, a negation, a disappointed (or pleasantly
-surprised) expectation, or by somebody else's opinion that the reviewer does not share.
+label; their `against_` twins say the opposite and are overruled by a contrast, a negation, an expectation that was
+disappointed (or surpassed), or by somebody else's opinion that the reviewer does not share.
 """
 
 import numpy as np

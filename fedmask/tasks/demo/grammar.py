@@ -20,7 +20,7 @@ NUM_WORDS = range(8, 31)
 
 _SLOT = re.compile(r"\{([a-z_]+)(?:#(\d+))?\}")
 _SENTENCE_START = re.compile(r"(^|[.?!] )(\"?)([a-z])")
-_ARTICLE = re.compile(r"\b([Aa]) (?=(?:[aeio]|hour\b|honest|heir|u(?!ni|se|su|ku|re))(?!ne\b|nce\b|uro))")
+_ARTICLE = re.compile(r"\b([Aa]) (?=(?!one\b|once\b|uni|use|usu|eu)[aeiou]|hour\b|honest)")
 
 
 class Writer:

@@ -66,7 +66,7 @@ _OPINIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "a swindle",
             "a nuisance to use",
             "a foolish design",
-            "not worth a penny",
+            "overpriced",
             "the worst thing in the kitchen",
         ),
         "fact": (
@@ -106,10 +106,23 @@ _WORDS: Lexicon = {
         "we got this {product} with our loyalty points",
         "I ordered this {product} after long thought",
     ),
-    "at_first": ("for the first week", "for about a month", "in the shop", "on the first day", "to begin with", "at first"),
+    "at_first": (
+        "for the first week",
+        "for about a month",
+        "in the shop",
+        "on the first day",
+        "to begin with",
+        "at first",
+    ),
     "before": ("a year ago", "last autumn", "before Easter", "when it was new", "in my first review"),
     "now": ("now", "these days", "today", "half a year later", "since the summer", "after ten weeks"),
-    "old": ("the one it replaced", "my previous one", "the cheaper model", "the one my parents had", "last year's model"),
+    "old": (
+        "the one it replaced",
+        "my previous one",
+        "the cheaper model",
+        "the one my parents had",
+        "last year's model",
+    ),
     "however": ("Even so", "All the same", "Still", "Nevertheless", "That said", "And yet"),
     "although": ("although", "even though", "though"),
 }
@@ -166,32 +179,68 @@ _PRODUCTS: dict[str, Lexicon] = {
     "kettle": {
         "product": ("kettle", "teapot", "water boiler"),
         "part": ("lid", "spout", "switch", "handle"),
-        "does_well": ("the water boils in no time", "it pours without spilling a drop", "it hums so softly that the cat sleeps on"),
-        "does_badly": ("the water takes for ever to boil", "it dribbles with every cup", "it roars so loudly that the cat hides"),
+        "does_well": (
+            "the water boils in no time",
+            "it pours without spilling a drop",
+            "it hums so softly that the cat sleeps on",
+        ),
+        "does_badly": (
+            "the water takes for ever to boil",
+            "it dribbles with every cup",
+            "it roars so loudly that the cat hides",
+        ),
     },
     "pan": {
         "product": ("frying pan", "saucepan", "iron skillet"),
         "part": ("handle", "coating", "rim", "glass lid"),
-        "does_well": ("eggs slide off like skaters", "it heats evenly to the very edge", "it goes from hob to oven unharmed"),
-        "does_badly": ("eggs stick like glue", "it burns in the middle and stays cold at the edge", "it warps at the sight of an oven"),
+        "does_well": (
+            "eggs slide off like skaters",
+            "it heats evenly to the very edge",
+            "it goes from hob to oven unharmed",
+        ),
+        "does_badly": (
+            "eggs stick like glue",
+            "it burns in the middle and stays cold at the edge",
+            "it warps at the sight of an oven",
+        ),
     },
     "knife": {
         "product": ("bread knife", "paring knife", "chef's knife"),
         "part": ("blade", "grip", "tip", "sheath"),
-        "does_well": ("ripe tomatoes fall into perfect slices", "it keeps its edge for months", "it lies lightly in the hand"),
+        "does_well": (
+            "ripe tomatoes fall into perfect slices",
+            "it keeps its edge for months",
+            "it lies lightly in the hand",
+        ),
         "does_badly": ("ripe tomatoes end up as soup", "it loses its edge in days", "it gives me blisters"),
     },
     "blender": {
         "product": ("blender", "food mixer", "hand whisk"),
         "part": ("jug", "motor", "base", "button"),
-        "does_well": ("soups come out as smooth as silk", "it crushes ice without a murmur", "it fits into the smallest cupboard"),
-        "does_badly": ("soups come out full of lumps", "it chokes on a single ice cube", "it fits into no cupboard at all"),
+        "does_well": (
+            "soups come out as smooth as silk",
+            "it crushes ice without a murmur",
+            "it fits into the smallest cupboard",
+        ),
+        "does_badly": (
+            "soups come out full of lumps",
+            "it chokes on a single ice cube",
+            "it fits into no cupboard at all",
+        ),
     },
     "coffee": {
         "product": ("coffee machine", "coffee grinder", "milk frother"),
         "part": ("filter", "water tank", "drip tray", "dial"),
-        "does_well": ("the coffee tastes of Italy", "it is ready before I have found my slippers", "it is as quiet as snow"),
-        "does_badly": ("the coffee tastes of dishwater", "it is not ready until I have missed my bus", "it wakes the neighbours"),
+        "does_well": (
+            "the coffee tastes of Italy",
+            "it is ready before I have found my slippers",
+            "it is as quiet as snow",
+        ),
+        "does_badly": (
+            "the coffee tastes of dishwater",
+            "it is not ready until I have missed my bus",
+            "it wakes the neighbours",
+        ),
     },
 }
 

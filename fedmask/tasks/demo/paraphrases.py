@@ -2,7 +2,8 @@
 
 An event has several wordings that mean the same (active and passive, converse verbs, another order of clauses) and
 wordings that deny it. An equivalent pair is two wordings, or two denials, of one event. In a different pair the second
-sentence denies the event, swaps its two people, or changes its object, its figure or its day, and keeps all the rest.
+sentence denies the event, swaps its two people, or changes its object or its figure (a number, a day), and keeps all
+the rest.
 """
 
 import numpy as np
@@ -14,72 +15,72 @@ LABELS = ("different", "equivalent")
 
 _Event = dict[str, tuple[str, ...]]
 
-# Roles: name#1 acts on name#2; thing#1 is the object, count#1 the figure, day#1 the day. `told`: wordings; `denied`.
+# Roles: name#1 acts on name#2; thing#1 (game, town, art) is the object, count#1 or day#1 the figure.
 _SALE: _Event = {
     "told": (
-        "{name#1} sold {thing#1} to {name#2} for {count#1} crowns on {day#1}",
-        "on {day#1} {name#2} bought {thing#1} from {name#1} for {count#1} crowns",
-        "{name#2} paid {name#1} {count#1} crowns for {thing#1} on {day#1}",
-        "on {day#1} {thing#1} was sold to {name#2} by {name#1}, at a price of {count#1} crowns",
-        "{name#1} parted with {thing#1} on {day#1}, for which {name#2} gave {count#1} crowns",
+        "{name#1} sold {thing#1} to {name#2} for {count#1} crowns",
+        "{name#2} bought {thing#1} from {name#1} for {count#1} crowns",
+        "{name#2} paid {name#1} the sum of {count#1} crowns for {thing#1}",
+        "for {count#1} crowns, {thing#1} was sold to {name#2} by {name#1}",
+        "{name#1} let {name#2} have {thing#1} for {count#1} crowns",
     ),
     "denied": (
-        "{name#1} refused to sell {thing#1} to {name#2}, who had offered {count#1} crowns on {day#1}",
-        "{name#2} did not buy {thing#1} from {name#1} on {day#1}, as {count#1} crowns were too much",
-        "on {day#1} {name#1} kept {thing#1}, although {name#2} would have paid {count#1} crowns",
+        "{name#1} refused to sell {thing#1} to {name#2} for {count#1} crowns",
+        "{name#2} did not buy {thing#1} from {name#1} for {count#1} crowns",
+        "{name#1} kept {thing#1}, although {name#2} had offered {count#1} crowns",
     ),
 }
 _LOAN: _Event = {
     "told": (
-        "{name#1} lent {thing#1} to {name#2} on {day#1} for {count#1} weeks",
-        "on {day#1} {name#2} borrowed {thing#1} from {name#1} for {count#1} weeks",
-        "{name#2} may use {thing#1}, which belongs to {name#1}, for {count#1} weeks from {day#1}",
-        "from {day#1}, {thing#1} is on loan from {name#1} to {name#2} for {count#1} weeks",
+        "{name#1} lent {thing#1} to {name#2} for {count#1} weeks",
+        "{name#2} borrowed {thing#1} from {name#1} for {count#1} weeks",
+        "for {count#1} weeks, {name#2} may use {thing#1} that belongs to {name#1}",
+        "{thing#1} is on loan from {name#1} to {name#2} for {count#1} weeks",
     ),
     "denied": (
-        "{name#1} would not lend {thing#1} to {name#2} on {day#1}, not even for {count#1} weeks",
-        "on {day#1} {name#2} asked in vain to borrow {thing#1} from {name#1} for {count#1} weeks",
-        "{name#2} never got {thing#1} from {name#1}, whom he had begged on {day#1} to lend it for {count#1} weeks",
+        "{name#1} would not lend {thing#1} to {name#2} for {count#1} weeks",
+        "{name#2} asked {name#1} in vain for {thing#1} for {count#1} weeks",
+        "{name#2} never got {thing#1} from {name#1} for those {count#1} weeks",
     ),
 }
 _CONTEST: _Event = {
     "told": (
-        "{name#1} beat {name#2} by {count#1} points in the {game#1} on {day#1}",
-        "on {day#1} {name#2} lost the {game#1} to {name#1} by {count#1} points",
-        "the {game#1} on {day#1} was won by {name#1}, {count#1} points ahead of {name#2}",
-        "{name#2} came second to {name#1} in the {game#1} on {day#1}, with {count#1} points fewer",
-        "with {count#1} points more than {name#2}, {name#1} took first place in the {game#1} on {day#1}",
+        "{name#1} beat {name#2} in the {game#1} last {day#1}",
+        "last {day#1} {name#2} lost the {game#1} to {name#1}",
+        "the {game#1} last {day#1} was won by {name#1}, ahead of {name#2}",
+        "{name#2} came second to {name#1} in the {game#1} last {day#1}",
+        "last {day#1} {name#1} took first place in the {game#1} before {name#2}",
     ),
     "denied": (
-        "{name#1} failed to beat {name#2} in the {game#1} on {day#1}, though only {count#1} points were needed",
-        "on {day#1} {name#1} did not win the {game#1} against {name#2}, despite leading by {count#1} points",
-        "neither {name#1} nor {name#2} won the {game#1} on {day#1}: both had {count#1} points",
+        "{name#1} failed to beat {name#2} in the {game#1} last {day#1}",
+        "last {day#1} {name#1} did not win the {game#1} against {name#2}",
+        "there was no victory for {name#1} over {name#2} in the {game#1} last {day#1}",
     ),
 }
 _JOURNEY: _Event = {
     "told": (
-        "{name#1} travelled to {town#1} on {day#1} to see {name#2}, {count#1} hours by train",
-        "on {day#1} {name#2} had a visit in {town#1} from {name#1}, who sat in the train for {count#1} hours",
-        "after {count#1} hours by train, {name#1} called on {name#2} in {town#1} on {day#1}",
-        "in {town#1}, {name#2} received {name#1} on {day#1}, after a railway journey of {count#1} hours",
+        "{name#1} went to {town#1} last {day#1} to see {name#2}",
+        "last {day#1} {name#2} had a visit in {town#1} from {name#1}",
+        "{name#1} called on {name#2} in {town#1} last {day#1}",
+        "in {town#1}, {name#2} received {name#1} as a guest last {day#1}",
     ),
     "denied": (
-        "{name#1} cancelled the visit to {name#2} in {town#1} on {day#1}, as {count#1} hours by train were too long",
-        "on {day#1} {name#2} waited in {town#1} for {name#1}, who never boarded the train of {count#1} hours",
-        "{name#1} did not go to see {name#2} in {town#1} on {day#1}, which would have meant {count#1} hours by train",
+        "{name#1} cancelled the visit to {name#2} in {town#1} last {day#1}",
+        "last {day#1} {name#2} waited in {town#1} for {name#1} in vain",
+        "{name#1} did not go to see {name#2} in {town#1} last {day#1}",
     ),
 }
 _LESSON: _Event = {
     "told": (
-        "{name#1} has been teaching {name#2} the {art#1} since {day#1}, {count#1} lessons so far",
-        "since {day#1} {name#2} has had {count#1} lessons in the {art#1} from {name#1}",
-        "{name#2} has been learning the {art#1} from {name#1} since {day#1}, over {count#1} lessons",
-        "{count#1} lessons in the {art#1} have been given to {name#2} by {name#1} since {day#1}",
+        "{name#1} has taught {name#2} the {art#1} since last {day#1}",
+        "since last {day#1}, {name#2} has had lessons in the {art#1} from {name#1}",
+        "{name#2} has been learning the {art#1} from {name#1} since last {day#1}",
+        "lessons in the {art#1} have been given to {name#2} by {name#1} since last {day#1}",
     ),
     "denied": (
-        "{name#1} declined to teach {name#2} the {art#1} on {day#1}, though {count#1} lessons had been agreed",
-        "on {day#1} {name#2} gave up the plan to take {count#1} lessons in the {art#1} from {name#1}",
-        "none of the {count#1} lessons in the {art#1} that {name#1} promised {name#2} on {day#1} ever took place",
+        "{name#1} declined to teach {name#2} the {art#1} last {day#1}",
+        "last {day#1} {name#2} gave up the plan to learn the {art#1} from {name#1}",
+        "the lessons in the {art#1} that {name#1} promised {name#2} last {day#1} never took place",
     ),
 }
 # Domain: the kind of event.
@@ -92,27 +93,51 @@ _EVENTS: dict[str, _Event] = {
 }
 
 _WORDS: Lexicon = {
-    "name": ("Anton", "Birgit", "Carlos", "Dalia", "Erik", "Fatima", "Greta", "Hugo", "Irina", "Jamal", "Karin", "Luis"),
+    "name": (
+        "Anton",
+        "Birgit",
+        "Carlos",
+        "Dalia",
+        "Erik",
+        "Fatima",
+        "Greta",
+        "Hugo",
+        "Irina",
+        "Jamal",
+        "Karin",
+        "Luis",
+    ),
     "thing": (
         "the red tractor",
         "the sailing boat",
         "a wooden ladder",
         "the grey pony",
         "a sewing machine",
-        "the beehives",
+        "the beehive",
         "a snow shovel",
         "the wedding tent",
         "the old piano",
     ),
     "count": ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty"),
-    "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "New Year's Day"),
+    "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "night", "spring"),
     "town": ("Halden", "Lisbon", "Oslo", "Vienna", "Dublin", "Turin", "Krakow"),
     "game": ("chess final", "sack race", "darts match", "spelling contest", "pie contest", "swimming gala", "pub quiz"),
     "art": ("violin", "tango", "art of baking", "trumpet", "Greek alphabet", "craft of weaving", "game of bridge"),
 }
-_OBJECTS = ("thing", "game", "town", "art")
+# How the second sentence of a different pair differs, by weight.
+_CHANGES = ("denial",) * 5 + ("object",) * 3 + ("figure", "people")
+_SLOTS_CHANGED = {"object": ("thing", "game", "town", "art"), "figure": ("count", "day")}
 
-_OPENINGS = ("", "", "it is said that ", "the local paper writes that ", "we hear that ", "people say that ")
+_OPENINGS = ("",) * 12 + (
+    "it seems that ",
+    "we hear that ",
+    "I read that ",
+    "as it happens, ",
+    "word has it that ",
+    "in brief: ",
+    "the mayor says that ",
+    "it is a fact that ",
+)
 
 
 def paraphrase() -> Task:
@@ -129,17 +154,19 @@ def paraphrase() -> Task:
 
 
 def _pair_of_templates(event: _Event, label: str, writer: Writer) -> tuple[str, str]:
-    first_form = writer.pick(("told", "told", "told", "denied"))
+    first_form = writer.pick(("told", "told", "told", "told", "told", "denied"))
     first = writer.pick(event[first_form])
     others = tuple(wording for wording in event[first_form] if wording != first)
     if label == "equivalent":
         return first, writer.pick(others)
-    change = writer.pick(("denial", "denial", "object", "object", "people", "count", "day"))
+    change = writer.pick(_CHANGES)
     if change == "denial":
         return first, writer.pick(event["denied" if first_form == "told" else "told"])
     second = writer.pick(others)
     if change == "people":
-        return first, second.replace("{name#1}", "{name#0}").replace("{name#2}", "{name#1}").replace("{name#0}", "{name#2}")
-    for slot in _OBJECTS if change == "object" else (change,):
+        return first, second.replace("{name#1}", "{name#0}").replace("{name#2}", "{name#1}").replace(
+            "{name#0}", "{name#2}"
+        )
+    for slot in _SLOTS_CHANGED[change]:
         second = second.replace(f"{{{slot}#1}}", f"{{{slot}#2}}")
     return first, second

@@ -1,7 +1,8 @@
 """Questions of 8 to 30 words by the kind of answer they ask for, wherever the question word stands.
 
 What is asked for is told by the head of the question ("the name of the valley", "on whose advice", "what sum"), and not
-by any one word: other people, places, dates, numbers and reasons stand in subordinate clauses and in the sentence before.
+by any one word: other people, places, dates, numbers and reasons stand in subordinate clauses and in the sentence
+before, and half of the questions name another question that is not being asked.
 """
 
 import numpy as np
@@ -123,22 +124,37 @@ _KINDS: dict[str, dict[str, tuple[str, ...]]] = {
 LABELS = tuple(_KINDS)
 
 _NAMES: Lexicon = {
-    "name": ("Ada Brandt", "Tomas Riel", "Mirjam Okafor", "Jonas Feld", "Leonie Marsh", "Old Petrov", "Sister Agnes", "Ivo Lund"),
+    "name": (
+        "Ada Brandt",
+        "Tomas Riel",
+        "Mirjam Okafor",
+        "Jonas Feld",
+        "Leonie Marsh",
+        "Old Petrov",
+        "Sister Agnes",
+        "Ivo Lund",
+    ),
     "town": ("Halden", "Port Alma", "Kestrel Bay", "Ostmark", "Lower Wick", "Sandoval", "Three Rivers", "Grenholm"),
     "year": ("1742", "1809", "1866", "1901", "1923", "1938", "1957", "1974", "the spring of 1848", "May 1989"),
     "count": ("forty", "two hundred", "nine", "sixteen", "three thousand", "seventy-five", "twelve", "half a million"),
     "period": ("year", "month", "century", "decade", "season", "week"),
     "spot": ("town", "village", "valley", "island", "street", "country", "harbour", "city"),
-    "someone": ("the {person}", "{name}", "the {person}'s daughter", "the {person} from {town}", "the last of the {people}"),
+    "someone": (
+        "the {person}",
+        "{name}",
+        "the {person}'s daughter",
+        "the {person} from {town}",
+        "the last of the {people}",
+    ),
     "saw": ("saw", "painted", "heard of", "wrote about", "dreamt of"),
     "asking": (
-        "Could you find out",
+        "The guide book does not say",
         "I should like to know",
         "Please tell me",
         "The quiz wants to know",
         "My daughter asked me",
         "Nobody could tell me",
-        "It says nowhere",
+        "The album does not mention",
         "I have forgotten",
     ),
     "aside": (
@@ -151,7 +167,11 @@ _NAMES: Lexicon = {
 }
 
 _DIRECT = ("{direct}?", "{aside}: {direct}?", "{direct}, if I may ask?")
-_EMBEDDED = ("{asking} {embedded}.", "{aside}: {embedded}, that is what I am after.", "{embedded} is something I never learned.")
+_EMBEDDED = (
+    "{asking} {embedded}.",
+    "{aside}: {embedded}, that is what I am after.",
+    "{embedded} is something I never learned.",
+)
 _AFTER_FACT = (
     "{fact}, so much is known. But {direct}?",
     "{fact}. {asking} {embedded}.",
@@ -173,6 +193,12 @@ _NOT_THE_OTHER = (
     "{embedded} is what I need; {other_embedded} I can look up myself.",
     "{direct}? Please note that I did not ask {other_embedded}.",
     "others may explain {other_embedded}; {direct}?",
+    "{embedded}: solve that for me now, and tomorrow we turn to {other_embedded}.",
+    "leave aside {other_embedded} for the moment: {direct}?",
+    "from page nine I learned {other_embedded}, and from page ten I hope to learn {embedded}.",
+    "{asking} {embedded}. Please do not tell me {other_embedded} instead.",
+    "before we come to {other_embedded}, the first question for you is {embedded}.",
+    "long after I had learned {other_embedded}, it still puzzled me {embedded}.",
 )
 _FRAMES = (_DIRECT, _EMBEDDED, _AFTER_FACT, _NOT_THE_OTHER, _NOT_THE_OTHER)
 
@@ -181,30 +207,82 @@ _SUBJECTS: dict[str, Lexicon] = {
     "history": {
         "person": ("queen", "general", "bishop", "merchant", "envoy", "rebel"),
         "people": ("soldiers", "citizens", "peasants", "nuns", "sailors"),
-        "thing": ("the royal seal", "the silver crown", "the great bell", "the war chest", "the black flag", "the last cannon"),
+        "thing": (
+            "the royal seal",
+            "the silver crown",
+            "the great bell",
+            "the war chest",
+            "the black flag",
+            "the last cannon",
+        ),
         "handled": ("destroyed", "hidden", "sold", "found", "stolen", "given away"),
-        "did": ("opened the gates", "burned the letters", "betrayed the garrison", "crossed the frozen lake", "freed the prisoners"),
+        "did": (
+            "opened the gates",
+            "burned the letters",
+            "betrayed the garrison",
+            "crossed the frozen lake",
+            "freed the prisoners",
+        ),
     },
     "science": {
         "person": ("astronomer", "botanist", "surgeon", "engineer", "explorer", "chemist"),
         "people": ("students", "scholars", "nurses", "visitors", "miners"),
-        "thing": ("the first telescope", "the fossil bird", "the moon stone", "the steam pump", "the rare orchid", "the star map"),
+        "thing": (
+            "the first telescope",
+            "the fossil bird",
+            "the moon stone",
+            "the steam pump",
+            "the rare orchid",
+            "the star map",
+        ),
         "handled": ("brought home", "measured", "tested", "described", "put on show", "lost"),
-        "did": ("proved the theorem", "counted the stars", "caught the fever", "built the machine", "mapped the glacier"),
+        "did": (
+            "proved the theorem",
+            "counted the stars",
+            "caught the fever",
+            "built the machine",
+            "mapped the glacier",
+        ),
     },
     "arts": {
         "person": ("painter", "composer", "novelist", "singer", "dancer", "poet"),
         "people": ("guests", "pupils", "collectors", "critics", "actors"),
-        "thing": ("the golden violin", "the portrait of the miller", "the marble lion", "the great tapestry", "the wax head", "the puppet theatre"),
+        "thing": (
+            "the golden violin",
+            "the portrait of the miller",
+            "the marble lion",
+            "the great tapestry",
+            "the wax head",
+            "the puppet theatre",
+        ),
         "handled": ("repaired", "bought", "copied", "restored", "locked away", "shown"),
-        "did": ("wrote the last act", "refused the prize", "tore up the contract", "founded the orchestra", "carved the angels"),
+        "did": (
+            "wrote the last act",
+            "refused the prize",
+            "tore up the contract",
+            "founded the orchestra",
+            "carved the angels",
+        ),
     },
     "village": {
         "person": ("baker", "mayor", "teacher", "postman", "midwife", "ferryman"),
         "people": ("neighbours", "farmers", "children", "shopkeepers", "fishermen"),
-        "thing": ("the stray donkey", "the church clock", "the snow plough", "the prize pumpkin", "the ferry", "the fire engine"),
+        "thing": (
+            "the stray donkey",
+            "the church clock",
+            "the snow plough",
+            "the prize pumpkin",
+            "the ferry",
+            "the fire engine",
+        ),
         "handled": ("painted green", "rescued", "moved", "blessed", "photographed", "forgotten"),
-        "did": ("rang the bells at night", "won the lottery", "found the lost child", "hid the keys", "stopped the flood"),
+        "did": (
+            "rang the bells at night",
+            "won the lottery",
+            "found the lost child",
+            "hid the keys",
+            "stopped the flood",
+        ),
     },
 }
 

