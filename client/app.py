@@ -23,7 +23,7 @@ from fedmask.training.evaluation import count
 from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalResult, LocalSettings, labels_for_loss, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
-from fedmask.wire.messages import config_of, pack, payload_of
+from fedmask.wire.messages import config_of, pack, payload_of, whole_number, word
 from fedmask.wire.vectors import NamedVector, frame, unframe
 
 SETUP = "setup"
@@ -46,14 +46,18 @@ class Client:
         return self.run.settings.client.head == "shared" and self.run.settings.exchanges_delta
 
 
-@app.query("mask")  # type: ignore[untyped-decorator]
+@app.query("mask")
 def receive_mask(message: Message, context: Context) -> Message:
     """Take the mask and settings in; prove by its digest that the mask is the server's."""
     setup_bytes = payload_of(message.content)
     try:
         run = run_in_process(setup_bytes)
     except MaskMismatchError as error:
-        return Message(pack(config={"mask-mismatch": str(error)}), reply_to=message)
+        refusal: dict[str, int | str] = {
+            "client-id": int(context.node_config["partition-id"]),
+            "mask-mismatch": str(error),
+        }
+        return Message(pack(config=refusal), reply_to=message)
     context.state[SETUP] = ConfigRecord({"bytes": setup_bytes})
     client = _client(run, context)
     facts: dict[str, int | float | str | bool] = {
@@ -67,13 +71,14 @@ def receive_mask(message: Message, context: Context) -> Message:
     return Message(pack(config=facts), reply_to=message)
 
 
-@app.train()  # type: ignore[untyped-decorator]
+@app.train()
 def train(message: Message, context: Context) -> Message:
     """Train from the received delta; send back the update, or what is missing."""
     client = _open(context)
     if client is None:
         return Message(pack(config={"missing": "mask"}), reply_to=message)
-    server_round, version = int(config_of(message.content)["round"]), int(config_of(message.content)["version"])
+    config = config_of(message.content)
+    server_round, version = whole_number(config, "round"), whole_number(config, "version")
     received = _receive(client, message, version)
     if received is None:
         return Message(pack(config={"missing": "vectors"}), reply_to=message)
@@ -94,14 +99,14 @@ def train(message: Message, context: Context) -> Message:
     return Message(pack(payload, metrics=metrics), reply_to=message)
 
 
-@app.evaluate()  # type: ignore[untyped-decorator]
+@app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score the client's own model on its task's whole split; send back counts."""
     client = _open(context)
     if client is None:
         return Message(pack(config={"missing": "mask"}), reply_to=message)
     config = config_of(message.content)
-    split, version = str(config["split"]), int(config["version"])
+    split, version = word(config, "split"), whole_number(config, "version")
     received = _receive(client, message, version)
     if received is None:
         return Message(pack(config={"missing": "vectors"}), reply_to=message)
@@ -138,7 +143,7 @@ def _client(run: RunInProcess, context: Context) -> Client:
 def _receive(client: Client, message: Message, version: int) -> dict[str, NamedVector] | None:
     """The vectors of this version: those in the message, else those kept; None where one is neither."""
     expected = _expected(client)
-    vectors = {name: vector for name, (vector, _) in unframe(payload_of(message.content), expected).items()}
+    vectors = unframe(payload_of(message.content), expected)
     client.run.keep(version, vectors)
     for name, layout_digest, _ in expected:
         kept = client.run.received(version, name, layout_digest)

@@ -92,7 +92,7 @@ class RunInProcess:
         return self._received.get((version, name, layout_digest))
 
     def features(self, version: int, delta: Tensor, task: Task, split: str) -> Tensor:
-        """Features (n, H) of a split under the global delta of this version; encoded once for all clients of the task."""
+        """Features (n, H) of a split under this version's global delta; encoded once for all clients of the task."""
         if self._features[0] != version:
             self._features = (version, {})
         cached = self._features[1]
@@ -133,7 +133,7 @@ def _texts(model: str, clients: tuple[ClientData, ...], max_length: int) -> Text
 
 @lru_cache(maxsize=4)
 def population(data: DataConfig, num_clients: int, seed: int, pooled: bool = False) -> tuple[ClientData, ...]:
-    """All clients with their data: tasks loaded and partitioned; pooled: one client a task, with all of its clients' data.
+    """All clients with their data: tasks loaded and partitioned; pooled: one client a task, with its clients' data.
 
     Raises FedmaskError for a task, folder, file or partition that cannot be had.
     """

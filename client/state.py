@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedmask.errors import FedmaskError
-from fedmask.models import BaseModel
 from fedmask.masks import Mask
+from fedmask.models import BaseModel
 from fedmask.training.delta import Delta
 from fedmask.training.head import HeadLayout, load_head, save_head
 
@@ -30,7 +30,9 @@ class ClientState:
             return layout.start(seed)
         kept, packed = load_head(path)
         if kept != layout:
-            raise FedmaskError(f"{path}: a head of task {kept.task} {kept.labels}, this client's task is {layout.task} {layout.labels}")
+            raise FedmaskError(
+                f"{path}: a head of task {kept.task} {kept.labels}, this client's task is {layout.task} {layout.labels}"
+            )
         return torch.from_numpy(packed)
 
     def keep_head(self, layout: HeadLayout, head: Tensor) -> None:

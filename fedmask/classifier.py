@@ -23,7 +23,9 @@ HEAD_FILE = "fedmask_head.safetensors"
 class Classifier:
     """A merged encoder and one task's head."""
 
-    def __init__(self, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, layout: HeadLayout, head: torch.Tensor) -> None:
+    def __init__(
+        self, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, layout: HeadLayout, head: torch.Tensor
+    ) -> None:
         self._encoder, self._tokenizer = encoder, tokenizer
         self._layout, self._head = layout, head
 
@@ -31,7 +33,9 @@ class Classifier:
     def task(self) -> str:
         return self._layout.task
 
-    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int = 128) -> list[str] | list[float]:
+    def __call__(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int = 128
+    ) -> list[str] | list[float]:
         """Texts, or pairs of texts, to labels; a regression's to numbers. max_length: tokens a text is cut to."""
         if isinstance(texts, str):
             raise FedmaskError("a classifier takes a list of texts; put a single text into one: classifier([text])")
@@ -56,9 +60,13 @@ def load_classifier(folder: Path | str) -> Classifier:
     if not folder.is_dir():
         raise FedmaskError(f"{folder}: there is no such folder")
     if not (folder / HEAD_FILE).exists():
-        raise FedmaskError(f"{folder}: no {HEAD_FILE} in it; merge again with head=FILE, a head of the run's clients/ folder")
+        raise FedmaskError(
+            f"{folder}: no {HEAD_FILE} in it; merge again with head=FILE, a head of the run's clients/ folder"
+        )
     layout, packed = load_head(folder / HEAD_FILE)
     base = load_base(name=folder.name, path=str(folder))
     if base.hidden_size != layout.hidden_size:
-        raise FedmaskError(f"{folder}: the head is for hidden size {layout.hidden_size}, the model has {base.hidden_size}")
+        raise FedmaskError(
+            f"{folder}: the head is for hidden size {layout.hidden_size}, the model has {base.hidden_size}"
+        )
     return Classifier(base.encoder, base.tokenizer, layout, torch.from_numpy(packed))

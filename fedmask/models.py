@@ -154,7 +154,9 @@ def bundled_minilm() -> Path | None:
 
 
 def _from_checkpoint(source: _Source) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    config = _encoder_config(lambda: AutoConfig.from_pretrained(source.location, local_files_only=source.local_files_only), source.location)
+    config = _encoder_config(
+        lambda: AutoConfig.from_pretrained(source.location, local_files_only=source.local_files_only), source.location
+    )
     try:
         encoder, loading = AutoModel.from_pretrained(
             source.location,
@@ -166,7 +168,9 @@ def _from_checkpoint(source: _Source) -> tuple[nn.Module, PreTrainedTokenizerBas
         )
         tokenizer = AutoTokenizer.from_pretrained(source.location, local_files_only=source.local_files_only)
     except (OSError, ValueError) as error:
-        raise FedmaskError(f"{source.location}: not a model folder with safetensors and a tokenizer ({_first_line(error)})") from error
+        raise FedmaskError(
+            f"{source.location}: not a model folder with safetensors and a tokenizer ({_first_line(error)})"
+        ) from error
     parameters = dict(encoder.named_parameters())
     with torch.no_grad():
         for missing in loading["missing_keys"]:
@@ -223,7 +227,7 @@ def _tokenizer_for(hub: str | None, path: str | None, vocab_size: int) -> PreTra
 
 
 def small_tokenizer() -> PreTrainedTokenizerBase:
-    """A WordPiece tokenizer over letters, letter pairs, digits and punctuation: any English text, no file, 1,461 entries at most."""
+    """A WordPiece tokenizer of 1,461 letters, letter pairs, digits and punctuation marks: any English text, no file."""
     letters = string.ascii_lowercase
     pairs = ["".join(pair) for pair in itertools.product(letters, repeat=2)]
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *pairs]

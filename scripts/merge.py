@@ -1,7 +1,10 @@
-"""Merge an adapter into its base model: `python scripts/merge.py adapter=FILE output=FOLDER [model=|model.path=] [head=FILE]`.
+"""Merge an adapter into its base model:
+
+    python scripts/merge.py adapter=FILE output=FOLDER [model=NAME | model.path=FOLDER] [head=FILE]
 
 The base is found by the adapter's own name, or given; its digest must be the adapter's. FOLDER becomes an ordinary
-Hugging Face model folder, its weights bit-identical to base plus delta; with a head, `fedmask.load_classifier` reads it.
+Hugging Face model folder, its weights bit-identical to base plus delta. With a head, which a run keeps under clients/,
+`fedmask.load_classifier(FOLDER)` maps texts to labels.
 """
 
 import shutil
@@ -79,7 +82,9 @@ def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
         elif key == "model" or key.startswith("model."):
             overrides.append(argument)
         else:
-            raise FedmaskError(f"{argument}: unknown; give adapter=FILE output=FOLDER and, if need be, model=, model.path=, head=FILE")
+            raise FedmaskError(
+                f"{argument}: unknown; give adapter=FILE output=FOLDER and, if need be, model=, model.path=, head=FILE"
+            )
     if missing := [key for key in ("adapter", "output") if not own.get(key)]:
         raise FedmaskError(f"missing: {', '.join(f'{key}=' for key in missing)}; give adapter=FILE output=FOLDER")
     return own, overrides
@@ -95,7 +100,9 @@ def _base_config(name: str, weights: str, overrides: list[str]) -> ModelConfig:
         return compose([f"model={name}", f"model.weights={weights}"]).model
     if name.count("/") == 1:
         return compose([f"model.path={name}"]).model
-    raise FedmaskError(f"the adapter's base model is called {name}, which is no configuration of conf/model; give its folder with model.path=")
+    raise FedmaskError(
+        f"the adapter's base model {name} is no configuration of conf/model; give its folder with model.path="
+    )
 
 
 if __name__ == "__main__":

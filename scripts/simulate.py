@@ -1,4 +1,4 @@
-"""Federated fine-tuning of one model by many simulated clients: `python scripts/simulate.py [key=value ...]`; see --help.
+"""Federated fine-tuning of one model by many simulated clients: `python scripts/simulate.py [key=value ...]`.
 
 overrides -> checked configuration -> federation on a runtime -> run folder and a table.
 """
@@ -58,7 +58,7 @@ def simulate(config: RunConfig) -> None:
     console.print(results_table(summaries))
     for line in communication_lines(next(iter(summaries.values()))):
         console.print(line, markup=False)
-    console.print(f"run folder: {output}", markup=False, soft_wrap=True)
+    console.print(f"run folder: {output}", markup=False)
 
 
 def run(config: RunConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ CONFIG_KEY = "config"
 """The key of Flower's run configuration that carries the run's config.yaml."""
 
 
-@app.main()  # type: ignore[untyped-decorator]
+@app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes."""
     run_federation(grid, from_yaml(str(context.run_config[CONFIG_KEY])), SilentObserver())
@@ -44,7 +44,9 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     torch.set_num_threads(config.threads)
     assert config.output is not None, "the output folder is resolved before a run starts"
     folder = RunFolder(Path(config.output), config.overwrite)
-    base = load_base(config.model.name, config.model.hub, config.model.path, config.model.weights, config.model.geometry)
+    base = load_base(
+        config.model.name, config.model.hub, config.model.path, config.model.weights, config.model.geometry
+    )
     mask = select_mask(config, base)
     folder.begin(to_yaml(config))
     ledger = Ledger()
@@ -89,7 +91,7 @@ def settings_for(config: RunConfig, clients_folder: Path) -> Settings:
         data=config.data,
         client=config.client,
         clients=config.clients,
-        rank=config.mask.rank if config.mask.rule == "hiwi" else 0,
+        rank=config.mask.rank or 0,
         baseline=config.baseline,
         seed=config.seed,
         threads=config.threads,

@@ -116,7 +116,7 @@ def _parsed(override: str, text: str) -> object:
         parsed = OverridesParser.create().parse_override(f"value={text}")
     except HydraException as error:
         raise FedmaskError(
-            f"{shown(override)}: not a value; a list is written [a,b], and a text with special characters stands in quotes"
+            f"{shown(override)}: not a value; a list is written [a,b], a text with special characters stands in quotes"
         ) from error
     if parsed.is_sweep_override():
         raise FedmaskError(f"{shown(override)}: a run takes one value a key; a list is written [a,b]")

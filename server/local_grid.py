@@ -31,7 +31,10 @@ class LocalGrid(Grid):
         self._contexts: dict[int, Context] = {}
         for partition_id in range(num_clients):
             node_id = seed_for(seed, "flower-node", partition_id)
-            node_config: dict[str, bool | float | int | str] = {"partition-id": partition_id, "num-partitions": num_clients}
+            node_config: dict[str, bool | float | int | str] = {
+                "partition-id": partition_id,
+                "num-partitions": num_clients,
+            }
             self._contexts[node_id] = Context(self._run_id, node_id, node_config, RecordDict(), {})
         self._kept_replies: dict[str, Message] = {}
         self._num_messages = 0
@@ -57,12 +60,12 @@ class LocalGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Replies one by one, in the order of the messages; a reply that the caller drops is freed before the next is made."""
+        """Replies one by one, in the order of the messages; each is made when it is asked for."""
         for message in messages:
             yield self._answer(message)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """All replies, in the order of the messages. A call into a client cannot be interrupted: timeout has no effect."""
+        """All replies, in the order of the messages. timeout has no effect: a client's work is not interrupted."""
         return list(self.stream(messages))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

@@ -2,19 +2,18 @@
 
 Round t:  cohort -> global delta down -> updates up -> check each -> weighted mean in client order -> new global delta
 -> counts of the cohort's models on the validation split. After the last round, every client that took part is scored on
-the test split. Each message's bytes go into the ledger. A reply that cannot be used is counted by cause and leaves no
-trace in any sum.
+the test split. A reply that cannot be used is counted by cause and leaves no trace in any sum.
 """
 
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
@@ -24,25 +23,14 @@ from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
 from fedmask.randomness import seed_for
 from fedmask.wire.ledger import Ledger
-from fedmask.wire.messages import config_of, metrics_of, pack, payload_of, wire_bytes
-from fedmask.wire.setup import Settings, Setup
+from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
+from fedmask.wire.setup import Settings
 from fedmask.wire.vectors import NamedVector, frame, unframe
+from server.exchange import Exchange, Member, ReplyObserver
 from server.scores import ClientScore, Scores
 
 MAX_EXAMPLES = 10**9
 """num_examples above this is no client's number of examples but a fault or an attack on the mean."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A client as it introduced itself in round 0."""
-
-    client_id: int
-    node_id: int
-    task: str
-    metric: str
-    head_layout: str
-    head_size: int
 
 
 @dataclass(frozen=True)
@@ -52,35 +40,28 @@ class RoundReport:
     round: int
     cohort: tuple[int, ...]
     failure_causes: dict[str, int]
-    train_loss: float | None
+    train_loss: float
     scores: Scores
+    """On the validation split."""
     seconds: float
 
 
-class Observer(Protocol):
+class Observer(ReplyObserver, Protocol):
     """Whoever watches a run: the run folder, the terminal."""
 
-    def stage_started(self, server_round: int, stage: str, num_clients: int) -> None: ...
-    def reply_arrived(self, client_id: int) -> None: ...
     def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None: ...
     def round_ended(self, report: RoundReport) -> None: ...
 
 
 @dataclass
 class GlobalState:
-    """What the server holds: the global delta, the shared heads (as differences from their seeded starts), a version."""
+    """What the server holds between rounds."""
 
     delta: NDArray[np.float32]
     heads: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """By head layout digest."""
+    """Shared heads by layout digest, as differences from the starts that their tasks seed."""
     version: int = 0
     """Rounds whose updates are in it."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Reply:
-    member: Member
-    message: Message
 
 
 class MaskedAveraging(Strategy):
@@ -97,19 +78,27 @@ class MaskedAveraging(Strategy):
     ) -> None:
         """mask: None for the baseline without a delta. num_clients: how many nodes to wait for."""
         self._settings = settings
-        self._mask = mask
         self._clients_per_round = clients_per_round
         self._num_clients = num_clients
-        self._ledger = ledger
         self._observer = observer
-        self._members: dict[int, Member] = {}
-        self._client_ids: dict[int, int] = {}
-        self._held_version: dict[int, int] = {}
-        self._frames: tuple[int, dict[tuple[str, str], bytes]] = (-1, {})
+        self._exchange = Exchange(settings, mask, ledger, observer)
         self._failures: Counter[str] = Counter()
         self._drawn: set[int] = set()
+        self._frames: tuple[int, dict[tuple[str, str], bytes]] = (-1, {})
         self.state = GlobalState(np.zeros(mask.num_selected if mask is not None else 0, np.float32))
-        self.test_scores: Scores = Scores(())
+        self.test_scores = Scores(())
+
+    @property
+    def num_never_drawn(self) -> int:
+        """Clients that no cohort had; they are left out of the test scores."""
+        return len(set(self._exchange.members) - self._drawn)
+
+    def arrays(self) -> ArrayRecord:
+        """The global delta as Flower's record."""
+        return ArrayRecord({"delta": Array(self.state.delta)})
+
+    def summary(self) -> None:
+        """Nothing to log: the run folder holds the configuration."""
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -123,143 +112,101 @@ class MaskedAveraging(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run the federation. Flower's own loop, with the mask before the first round and the test split after the last.
+        """Run the federation: Flower's own loop, the mask before the first round, the test split after the last.
 
         Raises FedmaskError where no client can be used at all.
         """
         result = Result()
+        result.arrays = initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-        self.send_mask(grid, timeout)
-        arrays = initial_arrays
+        self._exchange.send_mask(grid, self._num_clients, timeout)
         for server_round in range(1, num_rounds + 1):
             started = time.perf_counter()
             self._failures.clear()
-            requests = self.configure_train(server_round, arrays, train_config, grid)
-            train_replies = self._exchange(grid, server_round, "train", requests, timeout)
-            new_arrays, train_metrics = self.aggregate_train(server_round, train_replies)
-            arrays = new_arrays if new_arrays is not None else arrays
+            requests = self.configure_train(server_round, result.arrays, train_config, grid)
+            replies = self._replies(grid, server_round, "train", requests, timeout)
+            arrays, train_metrics = self.aggregate_train(server_round, replies)
+            assert arrays is not None
+            assert train_metrics is not None
             requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-            evaluate_replies = self._exchange(grid, server_round, "evaluate", requests, timeout)
-            scores = self._scores(server_round, evaluate_replies)
-            result.train_metrics_clientapp[server_round] = train_metrics or MetricRecord()
+            scores = self._scores(server_round, self._replies(grid, server_round, "evaluate", requests, timeout))
+            result.arrays = arrays
+            result.train_metrics_clientapp[server_round] = train_metrics
             result.evaluate_metrics_clientapp[server_round] = _score_metrics(scores)
-            loss = None if train_metrics is None else float(train_metrics["train-loss"])  # type: ignore[arg-type]
-            cohort = tuple(self._cohort(server_round))
-            seconds = time.perf_counter() - started
-            self._observer.round_ended(RoundReport(server_round, cohort, dict(self._failures), loss, scores, seconds))
-        self.test_scores = self._score_test_split(grid, num_rounds, timeout)
-        result.arrays = arrays
+            self._observer.round_ended(
+                RoundReport(
+                    round=server_round,
+                    cohort=tuple(self._cohort(server_round)),
+                    failure_causes=dict(self._failures),
+                    train_loss=float(train_metrics["train-loss"]),  # type: ignore[arg-type]
+                    scores=scores,
+                    seconds=time.perf_counter() - started,
+                )
+            )
+        requests = self._score_requests(num_rounds, sorted(self._drawn), "test")
+        self.test_scores = self._scores(num_rounds, self._replies(grid, num_rounds, "evaluate", requests, timeout))
         return result
-
-    @property
-    def num_never_drawn(self) -> int:
-        """Clients that no cohort had; they are left out of the test scores."""
-        return len(set(self._members) - self._drawn)
-
-    def summary(self) -> None:
-        """Nothing to log: the run folder holds the configuration."""
-
-    # ---- round 0: the mask -------------------------------------------------------------------------------------
-
-    def send_mask(self, grid: Grid, timeout: float = 3600) -> None:
-        """Send the mask and the settings to every node, once; learn which client each node is.
-
-        A recipe goes out first. Where a client's rebuilt mask has another digest, it is sent the indices themselves.
-        Raises FedmaskError where a client cannot take part, or two nodes claim one client_id.
-        """
-        nodes = self._await_nodes(grid, timeout)
-        self._observer.stage_started(0, "mask", len(nodes))
-        refused = self._introduce(grid, nodes, self._setup_bytes(explicit=False), timeout)
-        if refused:
-            refused = self._introduce(grid, refused, self._setup_bytes(explicit=True), timeout)
-        if refused:
-            raise FedmaskError(f"{len(refused)} of {len(nodes)} clients cannot use the mask {self._mask_digest[:12]}, not even by its indices")
-        if not self._members:
-            raise FedmaskError("no client took the mask; see the failures above")
-
-    def _await_nodes(self, grid: Grid, timeout: float) -> list[int]:
-        deadline = time.monotonic() + timeout
-        while len(nodes := list(grid.get_node_ids())) < self._num_clients:
-            if time.monotonic() > deadline:
-                raise FedmaskError(f"waited {timeout:.0f} s for {self._num_clients} clients, {len(nodes)} are connected")
-            time.sleep(0.1)
-        return nodes
-
-    def _setup_bytes(self, explicit: bool) -> bytes:
-        mask = self._mask if explicit or self._mask is None or self._mask.recipe is None else self._mask.recipe
-        return Setup(self._settings, mask).to_bytes()
-
-    def _introduce(self, grid: Grid, nodes: list[int], setup: bytes, timeout: float) -> list[int]:
-        """Send the setup to these nodes; returns those whose base weights give another mask."""
-        messages = [Message(pack(setup), node_id, "query.mask", group_id="0") for node_id in nodes]
-        sent_bytes = wire_bytes(messages[0]) if messages else 0
-        refused = []
-        for reply in _replies(grid, messages, timeout):
-            node_id = reply.metadata.src_node_id
-            if reply.has_error():
-                raise FedmaskError(f"a client could not be set up: {reply.error.reason}")
-            facts = config_of(reply.content)
-            if "mask-mismatch" in facts:
-                refused.append(node_id)
-                continue
-            member = self._enrol(node_id, facts)
-            self._ledger.record(0, member.client_id, "down", "mask", len(setup), sent_bytes)
-            self._ledger.record(0, member.client_id, "up", "mask", 0, wire_bytes(reply))
-            self._observer.reply_arrived(member.client_id)
-        return refused
-
-    def _enrol(self, node_id: int, facts: ConfigRecord) -> Member:
-        client_id = int(facts["client-id"])  # type: ignore[arg-type]
-        if client_id in self._members and self._members[client_id].node_id != node_id:
-            raise FedmaskError(f"two nodes claim client_id {client_id}; give every client a partition-id of its own")
-        if facts["mask-digest"] != self._mask_digest:
-            raise FedmaskError(f"client {client_id} has mask {facts['mask-digest']}, the server's is {self._mask_digest}")
-        member = Member(
-            client_id, node_id, str(facts["task"]), str(facts["metric"]), str(facts["head-layout"]), int(facts["head-size"])  # type: ignore[arg-type]
-        )
-        self._members[client_id] = member
-        self._client_ids[node_id] = client_id
-        return member
-
-    @property
-    def _mask_digest(self) -> str:
-        return "" if self._mask is None else self._mask.digest
 
     # ---- training ----------------------------------------------------------------------------------------------
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         """The global vectors to every client of the round's cohort, in client order."""
         cohort = self._cohort(server_round)
         self._drawn.update(cohort)
-        self._observer.stage_started(server_round, "train", len(cohort))
-        return [self._request("train", self._members[client_id], server_round, with_vectors=True) for client_id in cohort]
+        self._observer.stage_started(server_round, "training", len(cohort))
+        members = [self._exchange.members[client_id] for client_id in cohort]
+        return [self._request("train", member, server_round, with_vectors=True) for member in members]
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the weighted mean of the accepted updates, vector by vector, to the global state.
 
         Raises FedmaskError where not one reply can be used.
         """
         means: dict[tuple[str, str], WeightedMean] = {}
-        loss, accepted = WeightedMean(1), 0
+        loss = WeightedMean(1)
         for reply in replies:
-            member = self._member_of(reply)
+            member = self._exchange.member_of(reply)
             try:
                 vectors, num_examples, train_loss = self._accepted(member, reply)
             except RejectedMessage as rejection:
-                self._fail(server_round, member.client_id, rejection.cause, str(rejection))
+                self._fail(server_round, member.client_id, rejection)
                 continue
             for vector in vectors:
                 key = (vector.name, vector.layout_digest)
                 means.setdefault(key, WeightedMean(vector.values.size)).add(vector.values, num_examples)
             loss.add(np.array([train_loss], np.float32), num_examples)
-            accepted += 1
-        if not accepted:
+        if loss.is_empty:
             causes = ", ".join(f"{cause} x {number}" for cause, number in sorted(self._failures.items()))
-            raise FedmaskError(f"round {server_round}: not one client's reply could be used ({causes}); the run is stopped")
+            raise FedmaskError(f"round {server_round}: no client's reply could be used ({causes}); the run is stopped")
         for (name, layout_digest), mean in means.items():
             self._step(name, layout_digest, mean)
         self.state.version = server_round
-        return self.arrays(), MetricRecord({"train-loss": float(loss.result()[0]), "num-replies": accepted})
+        return self.arrays(), MetricRecord({"train-loss": float(loss.result()[0])})
+
+    def _accepted(self, member: Member, reply: Message) -> tuple[list[NamedVector], float, float]:
+        """A reply's vectors, weight and loss, if all of it can be trusted. Raises RejectedMessage, with the cause."""
+        _raise_client_error(reply)
+        expected = self._expected(member)
+        found = unframe(payload_of(reply.content), expected)
+        if len(found) != len(expected):
+            names = [name for name, _, _ in expected]
+            raise RejectedMessage("missing-vector", f"the reply holds {sorted(found)}, expected {names}")
+        for vector in found.values():
+            num_bad = np.count_nonzero(~np.isfinite(vector.values))
+            if num_bad:
+                raise RejectedMessage("not-finite", f"{num_bad} values of {vector.name} are not finite")
+        metrics = metrics_of(reply.content)
+        num_examples, train_loss = metrics.get("num-examples"), metrics.get("train-loss")
+        if not isinstance(num_examples, (int, float)) or not 0 < num_examples <= MAX_EXAMPLES:
+            allowed = f"allowed is 1 to {MAX_EXAMPLES}"
+            raise RejectedMessage("bad-num-examples", f"num-examples is {num_examples}, {allowed}")
+        if not isinstance(train_loss, (int, float)) or not math.isfinite(train_loss):
+            raise RejectedMessage("not-finite", f"train-loss is {train_loss}")
+        return list(found.values()), float(num_examples), float(train_loss)
 
     def _step(self, name: str, layout_digest: str, mean: WeightedMean) -> None:
         """global(t+1) = global(t) + mean update, summed in float64, held in float32."""
@@ -272,37 +219,16 @@ class MaskedAveraging(Strategy):
 
     def _head(self, layout_digest: str) -> NDArray[np.float32]:
         if layout_digest not in self.state.heads:
-            size = next(member.head_size for member in self._members.values() if member.head_layout == layout_digest)
+            members = self._exchange.members.values()
+            size = next(member.head_size for member in members if member.head_layout == layout_digest)
             self.state.heads[layout_digest] = np.zeros(size, np.float32)
         return self.state.heads[layout_digest]
 
-    def _accepted(self, member: Member, reply: Message) -> tuple[list[NamedVector], float, float]:
-        """A reply's vectors, weight and loss, if all of it can be trusted. Raises RejectedMessage, with the cause."""
-        if reply.has_error():
-            raise RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}")
-        expected = self._expected(member)
-        found = unframe(_payload(reply), expected)
-        if len(found) != len(expected):
-            raise RejectedMessage("missing-vector", f"sent {sorted(found)}, expected {[name for name, _, _ in expected]}")
-        vectors = [vector for vector, _ in found.values()]
-        for vector in vectors:
-            if not np.isfinite(vector.values).all():
-                raise RejectedMessage("not-finite", f"{np.count_nonzero(~np.isfinite(vector.values))} values of {vector.name} are not finite")
-        metrics = metrics_of(reply.content)
-        num_examples, train_loss = metrics.get("num-examples"), metrics.get("train-loss")
-        if not isinstance(num_examples, (int, float)) or not 0 < num_examples <= MAX_EXAMPLES:
-            raise RejectedMessage("bad-num-examples", f"num-examples is {num_examples}, allowed is 1 to {MAX_EXAMPLES}")
-        if not isinstance(train_loss, (int, float)) or not math.isfinite(train_loss):
-            raise RejectedMessage("not-finite", f"train-loss is {train_loss}")
-        return vectors, float(num_examples), float(train_loss)
-
-    def arrays(self) -> ArrayRecord:
-        """The global delta as Flower's record."""
-        return ArrayRecord({"delta": Array(self.state.delta)})
-
     # ---- evaluation --------------------------------------------------------------------------------------------
 
-    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         """Ask the round's cohort for its counts on the validation split."""
         return self._score_requests(server_round, self._cohort(server_round), "validation")
 
@@ -310,31 +236,28 @@ class MaskedAveraging(Strategy):
         """The task scores as Flower's record."""
         return _score_metrics(self._scores(server_round, replies))
 
-    def _score_test_split(self, grid: Grid, server_round: int, timeout: float) -> Scores:
-        requests = self._score_requests(server_round, sorted(self._drawn), "test")
-        return self._scores(server_round, self._exchange(grid, server_round, "evaluate", requests, timeout))
-
     def _score_requests(self, server_round: int, client_ids: list[int], split: str) -> list[Message]:
-        self._observer.stage_started(server_round, split, len(client_ids))
-        return [self._request("evaluate", self._members[client_id], server_round, split=split) for client_id in client_ids]
+        self._observer.stage_started(server_round, f"scoring on {split}", len(client_ids))
+        members = [self._exchange.members[client_id] for client_id in client_ids]
+        return [self._request("evaluate", member, server_round, split) for member in members]
 
     def _scores(self, server_round: int, replies: Iterable[Message]) -> Scores:
         scores = []
         for reply in replies:
-            member = self._member_of(reply)
+            member = self._exchange.member_of(reply)
             try:
-                if reply.has_error():
-                    raise RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}")
-                scores.append(ClientScore.of(member.client_id, member.task, member.metric, metrics_of(reply.content)))
+                _raise_client_error(reply)
+                counts = metrics_of(reply.content)
+                scores.append(ClientScore.of(member.client_id, member.task, member.metric, counts))
             except RejectedMessage as rejection:
-                self._fail(server_round, member.client_id, rejection.cause, str(rejection))
+                self._fail(server_round, member.client_id, rejection)
         return Scores(tuple(scores))
 
     # ---- messages ----------------------------------------------------------------------------------------------
 
     def _cohort(self, server_round: int) -> list[int]:
-        """The clients of a round, ascending: seeded, and by client_id, so that Flower's random node ids do not matter."""
-        members = sorted(self._members)
+        """The clients of a round, ascending: seeded, and by client_id, for Flower's node ids are random."""
+        members = sorted(self._exchange.members)
         if self._clients_per_round is None or self._clients_per_round >= len(members):
             return members
         generator = np.random.default_rng(seed_for(self._settings.seed, "cohort", server_round))
@@ -342,22 +265,24 @@ class MaskedAveraging(Strategy):
 
     def _expected(self, member: Member) -> list[tuple[str, str, int]]:
         """(name, layout digest, size) of the vectors that travel to and from this client."""
-        expected = []
-        if self._settings.exchanges_delta:
-            expected.append(("delta", self._mask_digest, self.state.delta.size))
-            if self._settings.client.head == "shared":
-                expected.append(("head", member.head_layout, member.head_size))
+        if not self._settings.exchanges_delta:
+            return []
+        expected = [("delta", self._exchange.mask_digest, self.state.delta.size)]
+        if self._settings.client.head == "shared":
+            expected.append(("head", member.head_layout, member.head_size))
         return expected
 
-    def _request(self, message_type: str, member: Member, server_round: int, split: str = "", with_vectors: bool = False) -> Message:
-        """A message to one client; the vectors of a version that the client was just sent are left out."""
+    def _request(
+        self, kind: str, member: Member, server_round: int, split: str = "", with_vectors: bool = False
+    ) -> Message:
+        """A message to one client; vectors that the client was just sent are left out, unless asked for."""
         config: dict[str, int | float | str | bool] = {"round": server_round, "version": self.state.version}
         if split:
             config["split"] = split
         payload = b""
-        if with_vectors or self._held_version.get(member.client_id) != self.state.version:
+        if with_vectors or not self._exchange.holds(member, self.state.version):
             payload = b"".join(self._frame(name, layout_digest) for name, layout_digest, _ in self._expected(member))
-        return Message(pack(payload, config=config), member.node_id, message_type, group_id=str(server_round))
+        return Message(pack(payload, config=config), member.node_id, kind, group_id=str(server_round))
 
     def _frame(self, name: str, layout_digest: str) -> bytes:
         """A global vector's frame: encoded once a version, one object for all messages."""
@@ -369,117 +294,33 @@ class MaskedAveraging(Strategy):
             frames[(name, layout_digest)] = frame(NamedVector(name, layout_digest, values))
         return frames[(name, layout_digest)]
 
-    def _exchange(self, grid: Grid, server_round: int, kind: str, requests: Iterable[Message], timeout: float) -> Iterator[Message]:
-        """Send, and yield the replies in client order, each as soon as all before it have come; count every byte.
+    def _replies(
+        self, grid: Grid, server_round: int, kind: str, requests: Iterable[Message], timeout: float
+    ) -> Iterator[Message]:
+        """Replies in client order; a client that never answers is counted as a failure."""
 
-        A client that says it has lost its mask or vectors is sent them again, and asked again, in the same round.
-        A client that never answers is counted as a failure and yields nothing.
-        """
-        by_client = {self._client_ids[request.metadata.dst_node_id]: request for request in requests}
-        waiting, arrived = deque(sorted(by_client)), dict[int, Message]()
-        asking = list(by_client.values())
-        for may_ask_again in (True, False):
-            again: list[int] = []
-            for request in asking:
-                self._record(server_round, "down", kind, request)
-            for reply in _replies(grid, asking, timeout):
-                client_id = self._client_ids[reply.metadata.src_node_id]
-                self._record(server_round, "up", kind, reply)
-                if may_ask_again and not reply.has_error() and "missing" in config_of(reply.content):
-                    again.append(client_id)
-                    continue
-                arrived[client_id] = reply
-                self._note_held(by_client[client_id], client_id, reply)
-                while waiting and waiting[0] in arrived:
-                    self._observer.reply_arrived(waiting[0])
-                    yield arrived.pop(waiting.popleft())
-            if not again:
-                break
-            asking = self._ask_again(grid, server_round, kind, [by_client[client_id] for client_id in sorted(again)], timeout)
-        for client_id in waiting:
-            if client_id in arrived:
-                self._observer.reply_arrived(client_id)
-                yield arrived.pop(client_id)
-            else:
-                self._fail(server_round, client_id, "no-reply", "no reply arrived in time")
+        def ask_again(member: Member, request: Message) -> Message:
+            split = config_of(request.content).get("split", "")
+            return self._request(kind, member, server_round, str(split), with_vectors=True)
 
-    def _ask_again(self, grid: Grid, server_round: int, kind: str, requests: list[Message], timeout: float) -> list[Message]:
-        """Send mask and settings again, and make the same requests anew, with their vectors."""
-        nodes = [request.metadata.dst_node_id for request in requests]
-        self._introduce(grid, nodes, self._setup_bytes(explicit=False), timeout)
-        members = [self._members[self._client_ids[node_id]] for node_id in nodes]
-        return [
-            self._request(kind, member, server_round, str(config_of(request.content).get("split", "")), with_vectors=True)
-            for member, request in zip(members, requests, strict=True)
-        ]
+        requests = list(requests)
+        silent = {request.metadata.dst_node_id for request in requests}
+        for reply in self._exchange.replies(grid, server_round, kind, requests, ask_again, timeout):
+            silent.discard(reply.metadata.src_node_id)
+            yield reply
+        for member in self._exchange.members.values():
+            if member.node_id in silent:
+                self._fail(server_round, member.client_id, RejectedMessage("no-reply", "no reply arrived in time"))
 
-    def _note_held(self, request: Message, client_id: int, reply: Message) -> None:
-        """A client that answered holds the version its request carried."""
-        if reply.has_error():
-            self._held_version.pop(client_id, None)
-        else:
-            self._held_version[client_id] = int(config_of(request.content)["version"])  # type: ignore[arg-type]
-
-    def _record(self, server_round: int, direction: str, kind: str, message: Message) -> None:
-        node_id = message.metadata.dst_node_id if direction == "down" else message.metadata.src_node_id
-        client_id = self._client_ids[node_id]
-        head_bytes, payload_bytes = 0, 0
-        if message.has_content():
-            payload = _payload_or_nothing(message)
-            payload_bytes = len(payload)
-            head_bytes = self._head_bytes(self._members[client_id], payload)
-        self._ledger.record(
-            server_round,
-            client_id,
-            "down" if direction == "down" else "up",
-            kind,
-            payload_bytes - head_bytes,
-            wire_bytes(message),
-            {"head": head_bytes},
-        )
-
-    def _head_bytes(self, member: Member, payload: bytes) -> int:
-        """Bytes that the head's frame takes of a payload; 0 for a payload that cannot be read."""
-        if self._settings.client.head != "shared" or not payload:
-            return 0
-        try:
-            found = unframe(payload, self._expected(member))
-        except RejectedMessage:
-            return 0
-        return found["head"][1] if "head" in found else 0
-
-    def _member_of(self, reply: Message) -> Member:
-        return self._members[self._client_ids[reply.metadata.src_node_id]]
-
-    def _fail(self, server_round: int, client_id: int, cause: str, detail: str) -> None:
-        self._failures[cause] += 1
-        self._observer.client_failed(server_round, client_id, cause, detail)
+    def _fail(self, server_round: int, client_id: int, rejection: RejectedMessage) -> None:
+        self._failures[rejection.cause] += 1
+        self._observer.client_failed(server_round, client_id, rejection.cause, str(rejection))
 
 
-class _StreamingGrid(Protocol):
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]: ...
-
-
-def _replies(grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
-    """Replies one by one where the grid can hand them over so, else all at once."""
-    if hasattr(grid, "stream"):
-        streaming: _StreamingGrid = grid
-        return streaming.stream(messages)
-    return grid.send_and_receive(messages, timeout=timeout)
-
-
-def _payload(reply: Message) -> bytes:
-    try:
-        return payload_of(reply.content)
-    except FedmaskError as error:
-        raise RejectedMessage("undecodable", str(error)) from error
-
-
-def _payload_or_nothing(message: Message) -> bytes:
-    try:
-        return payload_of(message.content)
-    except FedmaskError:
-        return b""
+def _raise_client_error(reply: Message) -> None:
+    """Raises RejectedMessage where the client answered with an error."""
+    if reply.has_error():
+        raise RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}")
 
 
 def _score_metrics(scores: Scores) -> MetricRecord:

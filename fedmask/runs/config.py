@@ -476,7 +476,7 @@ def _flat(raw: Mapping[str, object]) -> dict[str, object]:
         if name in SECTIONS and isinstance(value, Mapping):
             given.update({f"{name}.{entry}": leaf for entry, leaf in value.items()})
         else:
-            given[name] = value
+            given[str(name)] = value
     return given
 
 
@@ -535,7 +535,9 @@ def unknown_key(key: str, value: object, known: Collection[str] = KEYS) -> str:
     close = difflib.get_close_matches(key, known, n=1) or [
         by_last_part[part] for part in difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1)
     ]
-    return f"{key}={shown(value)}: no such key; " + (f"did you mean {close[0]}?" if close else "--help lists all keys")
+    return f"{shown(key)}={shown(value)}: no such key; " + (
+        f"did you mean {close[0]}?" if close else "--help lists all keys"
+    )
 
 
 def _suggestion(value: object, choices: Collection[str]) -> str:

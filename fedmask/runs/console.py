@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=120)  # a log file has no width of its own to fit into
 
 
 class RunProgress:
@@ -61,7 +63,9 @@ class RunProgress:
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """Test score by task, one column a run; the first run is the one asked for, the others its baselines."""
     first = next(iter(summaries.values()))
-    table = Table(title="test score by task (mean over the task's clients; worst client in brackets)", title_justify="left")
+    table = Table(
+        title="test score by task (mean over the task's clients; worst client in brackets)", title_justify="left"
+    )
     table.add_column("task")
     for name in summaries:
         table.add_column(name, justify="right")

@@ -43,7 +43,9 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise FedmaskError(f"output={path}: this is a file; name a folder")
         if self._holds_a_run() and not overwrite:
-            raise FedmaskError(f"output={path}: this folder already holds a run; name another, or say overwrite=true to replace it")
+            raise FedmaskError(
+                f"output={path}: this folder already holds a run; name another, or say overwrite=true to replace it"
+            )
 
     def _holds_a_run(self) -> bool:
         return any((self.path / name).exists() for name in _ALL)

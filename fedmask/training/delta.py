@@ -27,7 +27,7 @@ ADAPTER_FORMAT = "fedmask-adapter-1"
 
 
 class SelectedEntries:
-    """The selected entries of one live model: switch it from delta to delta by one scatter a tensor, or back to the base.
+    """The selected entries of one live model: switch from delta to delta by one scatter a tensor, or back to the base.
 
     No entry outside the mask is ever written. The base's own values (k of them) are kept in the model's dtype.
     """
@@ -38,14 +38,21 @@ class SelectedEntries:
         for name, shape in mask.shapes.items():
             if name not in parameters or tuple(parameters[name].shape) != shape:
                 found = tuple(parameters[name].shape) if name in parameters else "nothing of that name"
-                raise MaskMismatchError(f"mask {mask.digest[:12]} selects in {name} of shape {shape}; the model has {found}")
+                raise MaskMismatchError(
+                    f"mask {mask.digest[:12]} selects in {name} of shape {shape}; the model has {found}"
+                )
         self.mask = mask
         self.tensors: list[Tensor] = [parameters[name] for name in mask.shapes]
-        self.indices: list[Tensor] = [torch.from_numpy(mask.indices[name]).to(parameters[name].device) for name in mask.shapes]
+        # A mask's arrays are read-only, and torch takes none such: hence the copy.
+        self.indices: list[Tensor] = [
+            torch.from_numpy(mask.indices[name].copy()).to(parameters[name].device) for name in mask.shapes
+        ]
         self.slices: list[slice] = [mask.slices[name] for name in mask.shapes]
         for name, tensor in zip(mask.shapes, self.tensors, strict=True):
             if not tensor.is_contiguous():
-                raise FedmaskError(f"{name} is not contiguous in memory; call .contiguous() on the model's tensors first")
+                raise FedmaskError(
+                    f"{name} is not contiguous in memory; call .contiguous() on the model's tensors first"
+                )
         self.base_values: list[Tensor] = [
             tensor.detach().view(-1)[index].clone() for tensor, index in zip(self.tensors, self.indices, strict=True)
         ]
@@ -94,9 +101,13 @@ class Delta:
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or self.values.dtype != np.float32:
-            raise FedmaskError(f"a delta's values are float32 of shape (k,), found {self.values.dtype} {self.values.shape}")
+            raise FedmaskError(
+                f"a delta's values are float32 of shape (k,), found {self.values.dtype} {self.values.shape}"
+            )
         if self.mask is not None and self.mask.num_selected != self.values.size:
-            raise FedmaskError(f"a delta of {self.values.size} values does not fit a mask of {self.mask.num_selected} entries")
+            raise FedmaskError(
+                f"a delta of {self.values.size} values does not fit a mask of {self.mask.num_selected} entries"
+            )
 
     def mask_for(self, model: nn.Module) -> Mask:
         """The mask on this model.
@@ -111,11 +122,13 @@ class Delta:
             )
         mask = self.mask if self.mask is not None else self.recipe.rebuild(model, found)
         if mask.num_selected != self.values.size:
-            raise MaskMismatchError(f"the adapter holds {self.values.size} values, its mask selects {mask.num_selected} entries")
+            raise MaskMismatchError(
+                f"the adapter holds {self.values.size} values, its mask selects {mask.num_selected} entries"
+            )
         return mask
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """A copy of the base model with the delta in it; the model given is left as it was. Inference costs what it did."""
+        """A copy of the base model with the delta in it; the model given is left as it was."""
         mask = self.mask_for(model)
         merged = copy.deepcopy(model)
         SelectedEntries(merged, mask).write(torch.from_numpy(self.values))
@@ -143,10 +156,14 @@ class Delta:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != ADAPTER_FORMAT or "values" not in file.keys():  # noqa: SIM118 (not a dict)
-                    raise FedmaskError(f"{path}: not a fedmask adapter (format {metadata.get('format')}, expected {ADAPTER_FORMAT})")
+                    raise FedmaskError(
+                        f"{path}: not a fedmask adapter (format {metadata.get('format')}, expected {ADAPTER_FORMAT})"
+                    )
                 values = file.get_tensor("values")
             base = json.loads(metadata["base"])
-            return cls(values, MaskRecipe.from_bytes(metadata["recipe"].encode()), str(base["name"]), str(base["weights"]))
+            return cls(
+                values, MaskRecipe.from_bytes(metadata["recipe"].encode()), str(base["name"]), str(base["weights"])
+            )
         except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, OSError) as error:
             raise FedmaskError(f"{path}: damaged adapter file ({error}); fetch or make it again") from error
 

@@ -24,8 +24,10 @@ class Counts:
     majority: NDArray[np.float64]
 
 
-def count(task: Task, outputs: Tensor, labels: NDArray[np.int64] | NDArray[np.float64], label_mix: NDArray[np.float64] | None) -> Counts:
-    """Counts of one client on one split; label_mix: (C,) fractions, None for regression, which has no mix to weight by."""
+def count(
+    task: Task, outputs: Tensor, labels: NDArray[np.int64] | NDArray[np.float64], label_mix: NDArray[np.float64] | None
+) -> Counts:
+    """Counts of one client on one split. label_mix: (C,) fractions; None for regression, which has no mix."""
     metric = METRICS[task.metric]
     predicted = outputs.numpy()
     whole = metric.counts(predicted, labels)

@@ -23,9 +23,12 @@ class SelectedGradient:
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "SelectedGradient":
-        for tensor, index, where in zip(self._entries.tensors, self._entries.indices, self._entries.slices, strict=True):
+        for tensor, index, where in zip(
+            self._entries.tensors, self._entries.indices, self._entries.slices, strict=True
+        ):
             tensor.requires_grad_(True)
-            self._hooks.append(tensor.register_post_accumulate_grad_hook(self._gather(index, where)))
+            hook = tensor.register_post_accumulate_grad_hook(self._gather(index, where))  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
         return self
 
     def _gather(self, index: Tensor, where: slice) -> Callable[[Tensor], None]:
@@ -42,7 +45,9 @@ class SelectedGradient:
         self._packed = torch.zeros_like(packed)
         return packed
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

@@ -67,7 +67,9 @@ def save_head(path: Path, layout: HeadLayout, packed: NDArray[np.float32]) -> No
     """Write a head with its task and labels; the same head gives the same bytes."""
     metadata = {
         "format": HEAD_FORMAT,
-        "head": json.dumps({"task": layout.task, "labels": layout.labels, "hidden_size": layout.hidden_size}, sort_keys=True),
+        "head": json.dumps(
+            {"task": layout.task, "labels": layout.labels, "hidden_size": layout.hidden_size}, sort_keys=True
+        ),
     }
     write_atomically(path, save({"head": torch.from_numpy(np.ascontiguousarray(packed))}, metadata=metadata))
 
@@ -80,7 +82,9 @@ def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != HEAD_FORMAT:
-                raise FedmaskError(f"{path}: not a fedmask head (format {metadata.get('format')}, expected {HEAD_FORMAT})")
+                raise FedmaskError(
+                    f"{path}: not a fedmask head (format {metadata.get('format')}, expected {HEAD_FORMAT})"
+                )
             head = json.loads(metadata["head"])
             labels = None if head["labels"] is None else tuple(map(str, head["labels"]))
             layout = HeadLayout(str(head["task"]), labels, int(head["hidden_size"]))
@@ -90,5 +94,7 @@ def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
             raise
         raise FedmaskError(f"{path}: damaged head file ({error})") from error
     if packed.shape != (layout.size,) or packed.dtype != np.float32:
-        raise FedmaskError(f"{path}: a head of {layout.task} has {layout.size} float32 values, found {packed.dtype} {packed.shape}")
+        raise FedmaskError(
+            f"{path}: a head of {layout.task} has {layout.size} float32 values, found {packed.dtype} {packed.shape}"
+        )
     return layout, packed

@@ -60,7 +60,11 @@ def train_delta_and_head(
     packed_head = nn.Parameter(head.clone())
     optimizer = torch.optim.AdamW(
         [
-            {"params": reparametrisation.parameters(), "lr": settings.learning_rate, "weight_decay": settings.weight_decay},
+            {
+                "params": reparametrisation.parameters(),
+                "lr": settings.learning_rate,
+                "weight_decay": settings.weight_decay,
+            },
             {"params": [packed_head], "lr": settings.head_learning_rate, "weight_decay": 0.0},
         ]
     )
@@ -109,7 +113,6 @@ def shuffled_batches(num_examples: int, settings: LocalSettings) -> Iterator[NDA
         order = generator.permutation(num_examples)
         for start in range(0, num_examples, settings.batch_size):
             yield order[start : start + settings.batch_size]
-
 
 
 def labels_for_loss(labels: NDArray[np.int64] | NDArray[np.float64]) -> Tensor:

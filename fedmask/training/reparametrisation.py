@@ -53,7 +53,10 @@ class BiasNetworks:
         self._received = received.clone()
         self._biases = [values.float() for values in entries.base_values]
         if not any(bool(bias.any()) for bias in self._biases):
-            raise FedmaskError("mask=hiwi: every feed-forward bias of this model is zero, so its networks have no input; take mask=ffn_bias")
+            raise FedmaskError(
+                "mask=hiwi: every feed-forward bias of this model is zero, so its networks have no input; "
+                "take mask=ffn_bias"
+            )
         self._down = [nn.Parameter(_live_columns(bias, rank, generator)) for bias in self._biases]
         self._up = [nn.Parameter(torch.zeros(rank, bias.numel())) for bias in self._biases]
 
@@ -61,12 +64,17 @@ class BiasNetworks:
         return [*self._down, *self._up]
 
     def values(self) -> Tensor:
-        changes = [torch.relu(bias @ down) @ up for bias, down, up in zip(self._biases, self._down, self._up, strict=True)]
+        changes = [
+            torch.relu(bias @ down) @ up for bias, down, up in zip(self._biases, self._down, self._up, strict=True)
+        ]
         return self._received + torch.cat(changes)
 
 
 def _live_columns(bias: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     """W_down (D, r) with bias @ W_down = |standard normal| in every column."""
-    columns = torch.randn(bias.numel(), rank, generator=generator) / bias.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    columns = torch.randn(bias.numel(), rank, generator=generator) / bias.norm().clamp_min(
+        torch.finfo(torch.float32).tiny
+    )
     sign = torch.where(bias @ columns < 0, -1.0, 1.0)
-    return columns * sign
+    live: Tensor = columns * sign
+    return live

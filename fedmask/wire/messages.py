@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fedmask.errors import FedmaskError
+from fedmask.errors import RejectedMessage
 
 PAYLOAD, CONFIG, METRICS = "payload", "config", "metrics"
 STYPE = "fedmask.frames"
@@ -36,23 +36,41 @@ def pack(
 
 
 def _plain(value: MetricValue) -> int | float | list[int] | list[float]:
-    return value if isinstance(value, (int, float)) else list(value)  # type: ignore[return-value]
+    return value if isinstance(value, (int, float)) else list(value)
 
 
 def payload_of(content: RecordDict) -> bytes:
-    """The packed bytes, empty where the message carries none. Raises FedmaskError for anything but one byte array."""
+    """The packed bytes, empty where there are none. Raises RejectedMessage for anything but one byte array."""
     record = content.array_records.get(PAYLOAD)
     if record is None:
         return b""
     arrays = list(record.values())
     if len(arrays) != 1 or arrays[0].stype != STYPE:
-        raise FedmaskError(f"the payload must be one array of stype {STYPE}, found {[array.stype for array in arrays]}")
+        raise RejectedMessage(
+            "undecodable", f"the payload must be one array of stype {STYPE}, found {[array.stype for array in arrays]}"
+        )
     return arrays[0].data
 
 
 def config_of(content: RecordDict) -> ConfigRecord:
     """The small facts; empty where the message carries none."""
     return content.config_records.get(CONFIG, ConfigRecord())
+
+
+def whole_number(config: ConfigRecord, key: str) -> int:
+    """Raises RejectedMessage where the fact is missing or of another type."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RejectedMessage("undecodable", f"{key} is {value!r}, expected a whole number")
+    return value
+
+
+def word(config: ConfigRecord, key: str) -> str:
+    """Raises RejectedMessage where the fact is missing or of another type."""
+    value = config.get(key)
+    if not isinstance(value, str):
+        raise RejectedMessage("undecodable", f"{key} is {value!r}, expected a text")
+    return value
 
 
 def metrics_of(content: RecordDict) -> MetricRecord:

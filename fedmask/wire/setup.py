@@ -70,15 +70,36 @@ class Setup:
                 client=_build(ClientConfig, raw.pop("client")),
                 **raw,
             )
-            mask = {"none": lambda _: None, "recipe": MaskRecipe.from_bytes, "indices": Mask.from_bytes}[kind](mask_bytes)
-        except (struct.error, KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError, FedmaskError) as error:
+            mask = _mask(kind, mask_bytes)
+        except (
+            struct.error,
+            KeyError,
+            TypeError,
+            AttributeError,
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+            FedmaskError,
+        ) as error:
             raise RejectedMessage("undecodable", f"setup of {len(data)} bytes cannot be read: {error}") from error
         return cls(settings, mask)
 
 
+def _mask(kind: str, data: bytes) -> MaskRecipe | Mask | None:
+    match kind:
+        case "none":
+            return None
+        case "recipe":
+            return MaskRecipe.from_bytes(data)
+        case "indices":
+            return Mask.from_bytes(data)
+    raise FedmaskError(f"mask kind {kind!r} is unknown; known are none, recipe, indices")
+
+
 def _without_nulls(tree: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_nulls(value) if isinstance(value, dict) else value for key, value in tree.items() if value is not None
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmask.errors import FedmaskError, RejectedMessage
-from fedmask.wire.codecs import CODECS, CODECS_BY_NUMBER
+from fedmask.wire.codecs import CODECS, CODECS_BY_NUMBER, Codec
 
 FRAME_VERSION = 1
 MAX_NAME_BYTES = 32
@@ -52,8 +52,16 @@ def frame(vector: NamedVector) -> bytes:
     return header + name + body
 
 
-def unframe(payload: bytes, expected: Iterable[tuple[str, str, int]]) -> dict[str, tuple[NamedVector, int]]:
-    """The vectors of a payload, and how many bytes the frame of each took.
+def frame_sizes(payload: bytes) -> dict[str, int]:
+    """Bytes that each vector's frame takes of a payload, by name; nothing is decoded.
+
+    Raises RejectedMessage for a payload that is not a run of frames, each name at most once.
+    """
+    return {name: end - start for name, (start, end, _) in _frames(payload).items()}
+
+
+def unframe(payload: bytes, expected: Iterable[tuple[str, str, int]]) -> dict[str, NamedVector]:
+    """The vectors of a payload, by name.
 
     expected: (name, layout digest, size) of the vectors that may stand in it. Nothing is decoded, and nothing
     allocated, for a frame that is not expected.
@@ -62,31 +70,57 @@ def unframe(payload: bytes, expected: Iterable[tuple[str, str, int]]) -> dict[st
     frames, each name at most once.
     """
     known = {name: (layout_digest, size) for name, layout_digest, size in expected}
-    found: dict[str, tuple[NamedVector, int]] = {}
+    found: dict[str, NamedVector] = {}
+    for name, (_, end, header) in _frames(payload).items():
+        if name not in known:
+            raise RejectedMessage("undecodable", f"vector {name!r} is not expected here; expected {sorted(known)}")
+        layout_digest, expected_size = known[name]
+        if header.layout != bytes.fromhex(layout_digest)[:16]:
+            raise RejectedMessage(
+                "wrong-layout",
+                f"vector {name!r} has layout {header.layout.hex()}, expected {layout_digest[:32]}: "
+                "sender and receiver hold different masks or heads",
+            )
+        if header.size != expected_size:
+            raise RejectedMessage("wrong-length", f"vector {name!r} has {header.size} values, expected {expected_size}")
+        try:
+            values = header.codec.decode(payload[end - header.body_length : end], header.size)
+        except FedmaskError as error:
+            raise RejectedMessage("undecodable", f"vector {name!r}: {error}") from error
+        found[name] = NamedVector(name, layout_digest, values, header.codec.name, header.combine)
+    return found
+
+
+@dataclass(frozen=True)
+class _Header:
+    codec: Codec
+    combine: str
+    size: int
+    layout: bytes
+    body_length: int
+
+
+def _frames(payload: bytes) -> dict[str, tuple[int, int, _Header]]:
+    """Where each frame starts and ends, and its header, by the vector's name."""
+    found: dict[str, tuple[int, int, _Header]] = {}
     position = 0
     while position < len(payload):
         if len(payload) - position < _HEADER.size:
-            raise RejectedMessage("undecodable", f"payload ends inside a frame's header at byte {position} of {len(payload)}")
+            raise RejectedMessage(
+                "undecodable", f"payload of {len(payload)} bytes ends inside the header at {position}"
+            )
         version, codec, combine, name_length, size, layout, body_length = _HEADER.unpack_from(payload, position)
-        start = position + _HEADER.size
-        end = start + name_length + body_length
         if version != FRAME_VERSION or codec not in CODECS_BY_NUMBER or combine not in _COMBINE_NAMES:
-            raise RejectedMessage("undecodable", f"frame at byte {position}: version {version}, codec {codec}, combine {combine} are not all known")
+            numbers = f"version {version}, codec {codec}, combine {combine}"
+            raise RejectedMessage("undecodable", f"frame at byte {position}: {numbers} are not all known")
+        body = position + _HEADER.size + name_length
+        end = body + body_length
         if end > len(payload):
-            raise RejectedMessage("undecodable", f"frame at byte {position} claims to end at byte {end}, the payload ends at {len(payload)}")
-        name = payload[start : start + name_length].decode("utf-8", errors="replace")
-        if name not in known or name in found:
-            raise RejectedMessage("undecodable", f"frame at byte {position}: vector {name!r} is not expected here; expected {sorted(known)}, each once")
-        layout_digest, expected_size = known[name]
-        if layout != bytes.fromhex(layout_digest)[:16]:
-            raise RejectedMessage("wrong-layout", f"vector {name!r} has layout {layout.hex()}, expected {layout_digest[:32]}: sender and receiver hold different masks or heads")
-        if size != expected_size:
-            raise RejectedMessage("wrong-length", f"vector {name!r} has {size} values, expected {expected_size}")
-        try:
-            values = CODECS_BY_NUMBER[codec].decode(payload[start + name_length : end], size)
-        except FedmaskError as error:
-            raise RejectedMessage("undecodable", f"vector {name!r}: {error}") from error
-        vector = NamedVector(name, layout_digest, values, CODECS_BY_NUMBER[codec].name, _COMBINE_NAMES[combine])
-        found[name] = (vector, end - position)
+            raise RejectedMessage("undecodable", f"frame at byte {position} claims to end at {end} of {len(payload)}")
+        name = payload[body - name_length : body].decode("utf-8", errors="replace")
+        if name in found:
+            raise RejectedMessage("undecodable", f"frame at byte {position}: vector {name!r} stands in it twice")
+        header = _Header(CODECS_BY_NUMBER[codec], _COMBINE_NAMES[combine], size, layout, body_length)
+        found[name] = (position, end, header)
         position = end
     return found

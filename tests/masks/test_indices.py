@@ -20,6 +20,7 @@ def entropy_bytes(size: int, count: int) -> float:
 
 
 @given(subsets)
+@settings(max_examples=60, deadline=None)
 def test_decode_inverts_encode(case: tuple[int, set[int]]) -> None:
     size, chosen = case
     indices = np.array(sorted(chosen), dtype=np.int64)
@@ -57,7 +58,7 @@ def test_clustered_indices_stay_within_two_bits_an_index_of_evenly_spread_ones()
 
 
 @given(payload=st.binary(max_size=40), count=st.integers(1, 60), size=st.integers(1, 100), low_bits=st.integers(0, 45))
-@settings(max_examples=500)
+@settings(max_examples=150, deadline=None)
 def test_any_payload_gives_valid_indices_or_one_error(payload: bytes, count: int, size: int, low_bits: int) -> None:
     count = min(count, size)
     try:

@@ -1,17 +1,16 @@
 """server.compose: overrides and conf/ become one checked configuration, or all faults at once; and `--help`."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import server.compose
-from fedmask.runs.config import KEYS, SECTIONS, ConfigError, RunConfig, from_yaml, to_dict
+from fedmask.runs.config import KEYS, SECTIONS, ConfigError, from_yaml, to_dict
 from server.compose import CONF, compose, groups, help_text
 
 
@@ -93,13 +92,40 @@ def test_an_experiment_wins_over_the_defaults_and_loses_to_the_command_line() ->
 
 def test_every_override_of_the_contract(tmp_path: Path) -> None:
     config = compose(
-        """model=roberta-base model.path=folder model.weights=random data=tsv data.tasks=[sst2,trec]
-        data.partition=dirichlet data.alpha=1 data.examples_per_client=null data.max_length=128 mask=random
-        mask.density=1e-3 mask.scope=per_tensor mask.include=[*.weight] mask.exclude=[*.0.*,*.1.*] mask.seed=4 clients=6
-        clients_per_round=3 rounds=7 client.local_epochs=2 client.batch_size=8 client.learning_rate=1e-2
-        client.head_learning_rate=2e-2 client.weight_decay=0.1 client.head=shared baseline=alone
-        compare=[frozen,alone] runtime=local seed=9 threads=1 overwrite=true""".split()
-        + [f"data.root={tmp_path}", f"output={tmp_path}/run"]
+        [
+            "model=roberta-base",
+            "model.path=folder",
+            "model.weights=random",
+            "data=tsv",
+            "data.tasks=[sst2,trec]",
+            "data.partition=dirichlet",
+            "data.alpha=1",
+            "data.examples_per_client=null",
+            "data.max_length=128",
+            "mask=random",
+            "mask.density=1e-3",
+            "mask.scope=per_tensor",
+            "mask.include=[*.weight]",
+            "mask.exclude=[*.0.*,*.1.*]",
+            "mask.seed=4",
+            "clients=6",
+            "clients_per_round=3",
+            "rounds=7",
+            "client.local_epochs=2",
+            "client.batch_size=8",
+            "client.learning_rate=1e-2",
+            "client.head_learning_rate=2e-2",
+            "client.weight_decay=0.1",
+            "client.head=shared",
+            "baseline=alone",
+            "compare=[frozen,alone]",
+            "runtime=local",
+            "seed=9",
+            "threads=1",
+            "overwrite=true",
+            f"data.root={tmp_path}",
+            f"output={tmp_path}/run",
+        ]
     )
     flat = {key: value for key, value in to_dict(config).items() if key not in SECTIONS}
     assert flat == {
@@ -159,10 +185,9 @@ def test_the_last_of_two_counts() -> None:
     assert (config.rounds, config.mask.rule) == (3, "bitfit")
 
 
-@given(st.sampled_from(sorted(groups()["mask"])), st.integers(1, 100), st.integers(0, 2**40))
-def test_what_composes_survives_its_yaml(rule: str, rounds: int, seed: int) -> None:
-    config = compose([f"mask={rule}", f"rounds={rounds}", f"seed={seed}"])
-    assert (config.rounds, config.seed) == (rounds, seed)
+@pytest.mark.parametrize("rule", sorted(groups()["mask"]))
+def test_what_composes_survives_its_yaml(rule: str) -> None:
+    config = compose([f"mask={rule}", "output=it's: here", "compare=[alone]"])
     assert from_yaml(yaml.safe_dump(to_dict(config), sort_keys=False)) == config
 
 
@@ -170,7 +195,7 @@ def test_hydra_leaves_no_folder_no_log_and_no_state(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     compose(["rounds=2"])
     faults_of("rounds=0")
-    assert os.listdir() == []
+    assert list(tmp_path.iterdir()) == []
     assert not GlobalHydra().is_initialized()
 
 
@@ -189,7 +214,7 @@ def test_the_geometries_are_those_of_the_published_models() -> None:
         "minilm": 22_713_216,
         "roberta-base": 124_645_632,
         "roberta-large": 355_359_744,
-        "tiny": 205_888,
+        "tiny": 206_080,
     }
     assert round(0.0003 * parameters["minilm"]) == 6_814
     assert round(0.0003 * parameters["roberta-large"]) == 106_608
@@ -233,8 +258,8 @@ LIST = "a list is written [a,b]"
         ("rounds=1,2", f"rounds=1,2: a run takes one value a key; {LIST}"),
         ("rounds=range(1,3)", f"rounds=range(1,3): a run takes one value a key; {LIST}"),
         ("data.tasks=a,b", f"data.tasks=a,b: a run takes one value a key; {LIST}"),
-        ("rounds=[", f"rounds=[: not a value; {LIST}, and a text with special characters stands in quotes"),
-        ("rounds=3\n4", f"'rounds=3\\n4': not a value; {LIST}, and a text with special characters stands in quotes"),
+        ("rounds=[", f"rounds=[: not a value; {LIST}, a text with special characters stands in quotes"),
+        ("rounds=3\n4", f"'rounds=3\\n4': not a value; {LIST}, a text with special characters stands in quotes"),
         ("rounds=0", "rounds=0: must be a whole number of at least 1"),
         ("rounds=three", "rounds=three: must be a whole number of at least 1"),
         ("rounds='3'", "rounds=3: must be a whole number of at least 1"),
@@ -260,17 +285,17 @@ def test_one_bad_override_is_one_line(
     assert found.startswith(fault)
 
 
-@given(st.text())
-def test_any_text_composes_or_is_refused_line_by_line(text: str) -> None:
-    for override in (text, f"rounds={text}", f"mask={text}", f"data.tasks=[{text}]", f"mask.exclude={text}"):
-        try:
-            assert isinstance(compose([override]), RunConfig)
-        except ConfigError as error:
-            assert len(error.faults) == 1
-            assert str(error).isprintable()
+@settings(max_examples=8, deadline=None)  # each example composes once, which takes a tenth of a second
+@given(st.lists(st.text(), min_size=1, max_size=30))
+def test_no_text_breaks_out_of_its_line(texts: list[str]) -> None:
+    faults = faults_of(*texts, *(f"rounds=x{text}" for text in texts), "mask=" + "".join(texts) + "x")
+    assert all(fault.isprintable() for fault in faults)
+    assert len(faults) >= len(texts) + 1
 
 
-def test_all_faults_come_together_and_good_overrides_stay_good() -> None:
+def test_all_faults_come_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
     assert faults_of(
         "rounds=3",
         "model=tinny",
@@ -282,21 +307,20 @@ def test_all_faults_come_together_and_good_overrides_stay_good() -> None:
         "mask=hiwi",
         "mask.density=0.1",
         "data=tsv",
-        "data.root=/no/such folder",
+        "data.root=gone away",
         "client.head=none",
-        "output=pyproject.toml/run"
-        if Path("pyproject.toml").exists()
-        else f"output={__file__}/pyproject.toml is a file",
-    )[:-1] == (
+        "output=taken",
+    ) == (
         "model=tinny: must be one of minilm, roberta-base, roberta-large, tiny; did you mean tiny?",
         "rond=3: no such key; did you mean rounds?",
-        "seed=[: not a value; a list is written [a,b], and a text with special characters stands in quotes",
+        "seed=[: not a value; a list is written [a,b], a text with special characters stands in quotes",
         "+x=1: keys can be neither added nor deleted; write key=value",
         "client.head=none: must be one of local, shared, frozen",
         "mask.density=0.1: mask=hiwi takes no density; leave it out, or take mask=pafi|largest|random",
         "data.tasks=null: data=tsv needs a list: data.tasks=[...]",
         "clients_per_round=5: more than there are, clients=4; must be at most that, or null (all)",
-        "output=pyproject.toml/run: must be a folder, but pyproject.toml is a file",
+        "output=taken: must be a folder, but taken is a file",
+        "data.root=gone away: there is no such folder",
     )
 
 
@@ -322,7 +346,7 @@ def test_a_missing_data_folder_is_told_before_any_work(tmp_path: Path) -> None:
         ("rounds: ${gone}", "conf/ does not compose with experiment=mine: Interpolation key 'gone' not found"),
         (
             "defaults: [{override /mask: hiwii}]",
-            "conf/ does not compose with experiment=mine: In 'experiment/mine': Could not find 'mask/hiwii'",
+            "conf/ does not compose with experiment=mine: In 'config': Could not find 'mask/hiwii'",
         ),
     ],
 )

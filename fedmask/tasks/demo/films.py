@@ -5,14 +5,11 @@ label; their `against_` twins say the opposite and are overruled by a contrast, 
 disappointed (or surpassed), or by somebody else's opinion that the reviewer does not share.
 """
 
-import numpy as np
-
-from fedmask.tasks.demo.grammar import Lexicon, Row, Writer, build_task
+from fedmask.tasks.demo.grammar import Lexicon
+from fedmask.tasks.demo.reviews import build_review_task
 from fedmask.tasks.task import Task
 
-LABELS = ("negative", "positive")
-
-_OPINIONS: dict[str, dict[str, tuple[str, ...]]] = {
+_OPINIONS: dict[str, Lexicon] = {
     "positive": {
         "view": (
             "the {player} {played_well}",
@@ -50,11 +47,11 @@ _OPINIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "thrilling",
             "graceful",
             "wise",
-            "a joy",
-            "a delight from start to finish",
+            "enchanting",
+            "delightful",
         ),
         "thing": (
-            "a {fine} and {fine} {genre}",
+            "a {fine#1} and {fine#2} {genre}",
             "a {fine} {genre} with a beating heart",
             "one of the year's best evenings at the cinema",
             "a small treasure of a {genre}",
@@ -99,11 +96,11 @@ _OPINIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "dull",
             "shapeless",
             "silly",
-            "a chore",
-            "a bore from start to finish",
+            "exhausting",
+            "boring",
         ),
         "thing": (
-            "a {poor} and {poor} {genre}",
+            "a {poor#1} and {poor#2} {genre}",
             "a {poor} {genre} without a pulse",
             "one of the year's worst evenings at the cinema",
             "a sad heap of a {genre}",
@@ -265,17 +262,4 @@ _GENRES: dict[str, Lexicon] = {
 
 def film_reviews() -> Task:
     """Reviews of films: label negative or positive, domain thriller, comedy, history or family."""
-    lexicons = {(label, genre): _lexicon(label, genre) for label in LABELS for genre in _GENRES}
-
-    def write_row(label: str, rng: np.random.Generator) -> tuple[Row, str]:
-        genre = tuple(_GENRES)[int(rng.random() * len(_GENRES))]
-        writer = Writer(lexicons[label, genre], rng)
-        return (writer.write(writer.pick(_FRAMES[int(rng.random() * len(_FRAMES))])),), genre
-
-    return build_task("film_reviews", LABELS, write_row)
-
-
-def _lexicon(label: str, genre: str) -> Lexicon:
-    other = LABELS[1 - LABELS.index(label)]
-    against = {f"against_{slot}": entries for slot, entries in _OPINIONS[other].items()}
-    return {**_WORDS, **_GENRES[genre], **_OPINIONS[label], **against}
+    return build_review_task("film_reviews", _FRAMES, _OPINIONS, _WORDS, _GENRES)

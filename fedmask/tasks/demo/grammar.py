@@ -6,6 +6,7 @@ its own. `{name#1}` is remembered: the same slot gives the same words again in t
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,13 +15,19 @@ from fedmask.tasks.task import Split, Task
 
 Lexicon = Mapping[str, Sequence[str]]
 Row = tuple[str, ...]
+_Option = TypeVar("_Option")
 
 SPLIT_SIZES = {"train": 1200, "validation": 200, "test": 400}
 NUM_WORDS = range(8, 31)
 
 _SLOT = re.compile(r"\{([a-z_]+)(?:#(\d+))?\}")
-_SENTENCE_START = re.compile(r"(^|[.?!] )(\"?)([a-z])")
+_SENTENCE_START = re.compile(r"(?:^|[.?!] )[a-z]")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(?!one\b|once\b|uni|use|usu|eu)[aeiou]|hour\b|honest)")
+
+
+def pick(rng: np.random.Generator, options: Sequence[_Option]) -> _Option:
+    """One of `options`, evenly. Drawn from a plain double, the stream that NumPy is least likely ever to change."""
+    return options[int(rng.random() * len(options))]
 
 
 class Writer:
@@ -29,10 +36,6 @@ class Writer:
     def __init__(self, lexicon: Lexicon, rng: np.random.Generator) -> None:
         self._lexicon = lexicon
         self._rng = rng
-
-    def pick(self, options: Sequence[str]) -> str:
-        """One of `options`, evenly. Drawn from a plain double, whose stream NumPy keeps across versions."""
-        return options[int(self._rng.random() * len(options))]
 
     def write(self, template: str) -> str:
         """The template with every slot filled, articles and capitals put right."""
@@ -47,10 +50,10 @@ class Writer:
         def fill(slot: re.Match[str]) -> str:
             name, number = slot.groups()
             if number is None:
-                return self._expand(self.pick(self._lexicon[name]), remembered)
+                return self._expand(pick(self._rng, self._lexicon[name]), remembered)
             if (name, number) not in remembered:
                 taken = {words for (other, _), words in remembered.items() if other == name}
-                while (words := self._expand(self.pick(self._lexicon[name]), remembered)) in taken:
+                while (words := self._expand(pick(self._rng, self._lexicon[name]), remembered)) in taken:
                     pass
                 remembered[name, number] = words
             return remembered[name, number]
@@ -61,7 +64,7 @@ class Writer:
 def finish(text: str) -> str:
     """`text` with `a`/`an` by the next word's sound and a capital at the start of each sentence."""
     text = _ARTICLE.sub(lambda article: article[1] + "n ", text)
-    return _SENTENCE_START.sub(lambda start: start[1] + start[2] + start[3].upper(), text)
+    return _SENTENCE_START.sub(lambda start: start[0].upper(), text)
 
 
 def build_task(

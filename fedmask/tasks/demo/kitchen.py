@@ -4,21 +4,18 @@ As in `films`, every frame speaks of praise and blame alike. `{fact}`, `{outcome
 label; their `against_` twins are what was promised, feared, said by others, true of the old one, or true once.
 """
 
-import numpy as np
-
-from fedmask.tasks.demo.grammar import Lexicon, Row, Writer, build_task
+from fedmask.tasks.demo.grammar import Lexicon
+from fedmask.tasks.demo.reviews import build_review_task
 from fedmask.tasks.task import Task
 
-LABELS = ("negative", "positive")
-
-_OPINIONS: dict[str, dict[str, tuple[str, ...]]] = {
+_OPINIONS: dict[str, Lexicon] = {
     "positive": {
         "outcome": (
             "I have ordered a second one for my mother",
             "it has a place of honour beside the stove",
             "I use it every morning with a smile",
             "I would buy it again tomorrow",
-            "my old one has gone to the jumble sale",
+            "I gave my old one away the same day",
             "nobody in this house wants any other",
             "the money was well spent",
             "I have stopped looking for a better one",
@@ -51,7 +48,7 @@ _OPINIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "it has a place at the back of the cellar",
             "I curse it every morning",
             "I would not take another as a gift",
-            "my old one has come back from the jumble sale",
+            "I fetched my old one back from the attic",
             "nobody in this house will touch it",
             "the money was thrown away",
             "I have started looking for a better one",
@@ -74,8 +71,8 @@ _OPINIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "the {part} {breaks}",
             "{does_badly}",
             "{does_badly}",
-            "it takes an age to clean",
-            "it feels hollow in the hand",
+            "it smells of burnt rubber",
+            "the instructions are a bad joke",
         ),
     },
 }
@@ -155,14 +152,14 @@ _CHANGE = (
 _PROMISE = (
     "{maker} made us believe that it would be {against_worth}. The truth is that {fact}, and {outcome}.",
     "going by {maker}, {against_fact}. In my kitchen, {fact}, and {outcome}.",
-    "{purchase} expecting it to be {against_worth}. It turned out to be {worth}.",
+    "{purchase}, expecting it to be {against_worth}. It turned out to be {worth}.",
     "{crowd} swear that {against_fact}. Mine tells another story: {outcome}.",
     "{friend} had told me that it would be {against_worth}. I have seldom heard anything so wrong: {outcome}.",
     "{purchase}. Do not listen to {crowd}, who find it {against_worth}; {outcome}.",
 )
 _COMPARISON = (
     "{old} was {against_worth}. This {product} is {worth}, a different matter altogether.",
-    "with {old}, {against_fact}. With this {product}, {fact}, and {outcome}.",
+    "{old} was another story: {against_fact}. With this {product}, {fact}, and {outcome}.",
     "{old} was {against_worth}. With this {product} the tables are turned, and {outcome}.",
     "unlike {old}, of which I always said that {against_fact}, this {product} is {worth}.",
 )
@@ -182,12 +179,12 @@ _PRODUCTS: dict[str, Lexicon] = {
         "does_well": (
             "the water boils in no time",
             "it pours without spilling a drop",
-            "it hums so softly that the cat sleeps on",
+            "it keeps tea hot for hours",
         ),
         "does_badly": (
-            "the water takes for ever to boil",
-            "it dribbles with every cup",
+            "it leaves chalk in every cup",
             "it roars so loudly that the cat hides",
+            "it burns my fingers",
         ),
     },
     "pan": {
@@ -199,9 +196,9 @@ _PRODUCTS: dict[str, Lexicon] = {
             "it goes from hob to oven unharmed",
         ),
         "does_badly": (
-            "eggs stick like glue",
-            "it burns in the middle and stays cold at the edge",
-            "it warps at the sight of an oven",
+            "every sauce tastes of metal",
+            "it tips over when it is empty",
+            "it weighs as much as an anvil",
         ),
     },
     "knife": {
@@ -210,22 +207,26 @@ _PRODUCTS: dict[str, Lexicon] = {
         "does_well": (
             "ripe tomatoes fall into perfect slices",
             "it keeps its edge for months",
-            "it lies lightly in the hand",
+            "it even carves frozen bread",
         ),
-        "does_badly": ("ripe tomatoes end up as soup", "it loses its edge in days", "it gives me blisters"),
+        "does_badly": (
+            "it rusts after every wash",
+            "it gives me blisters",
+            "it leaves grey marks on the board",
+        ),
     },
     "blender": {
-        "product": ("blender", "food mixer", "hand whisk"),
+        "product": ("blender", "food mixer", "stick blender"),
         "part": ("jug", "motor", "base", "button"),
         "does_well": (
             "soups come out as smooth as silk",
-            "it crushes ice without a murmur",
+            "it crushes ice in one go",
             "it fits into the smallest cupboard",
         ),
         "does_badly": (
-            "soups come out full of lumps",
-            "it chokes on a single ice cube",
-            "it fits into no cupboard at all",
+            "it leaks at every seam",
+            "it shakes the whole table",
+            "it overheats after a minute",
         ),
     },
     "coffee": {
@@ -234,12 +235,12 @@ _PRODUCTS: dict[str, Lexicon] = {
         "does_well": (
             "the coffee tastes of Italy",
             "it is ready before I have found my slippers",
-            "it is as quiet as snow",
+            "it makes the whole flat smell of holidays",
         ),
         "does_badly": (
-            "the coffee tastes of dishwater",
-            "it is not ready until I have missed my bus",
+            "it floods the table",
             "it wakes the neighbours",
+            "it blinks for no reason all night",
         ),
     },
 }
@@ -247,17 +248,4 @@ _PRODUCTS: dict[str, Lexicon] = {
 
 def kitchen_reviews() -> Task:
     """Reviews of kitchen goods: label negative or positive, domain kettle, pan, knife, blender or coffee."""
-    lexicons = {(label, product): _lexicon(label, product) for label in LABELS for product in _PRODUCTS}
-
-    def write_row(label: str, rng: np.random.Generator) -> tuple[Row, str]:
-        product = tuple(_PRODUCTS)[int(rng.random() * len(_PRODUCTS))]
-        writer = Writer(lexicons[label, product], rng)
-        return (writer.write(writer.pick(_FRAMES[int(rng.random() * len(_FRAMES))])),), product
-
-    return build_task("kitchen_reviews", LABELS, write_row)
-
-
-def _lexicon(label: str, product: str) -> Lexicon:
-    other = LABELS[1 - LABELS.index(label)]
-    against = {f"against_{slot}": entries for slot, entries in _OPINIONS[other].items()}
-    return {**_WORDS, **_PRODUCTS[product], **_OPINIONS[label], **against}
+    return build_review_task("kitchen_reviews", _FRAMES, _OPINIONS, _WORDS, _PRODUCTS)

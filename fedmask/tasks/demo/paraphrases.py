@@ -6,17 +6,18 @@ sentence denies the event, swaps its two people, or changes its object or its fi
 the rest.
 """
 
+import re
+
 import numpy as np
 
-from fedmask.tasks.demo.grammar import Lexicon, Row, Writer, build_task
+from fedmask.tasks.demo.grammar import Lexicon, Row, Writer, build_task, pick
 from fedmask.tasks.task import Task
 
 LABELS = ("different", "equivalent")
 
-_Event = dict[str, tuple[str, ...]]
 
 # Roles: name#1 acts on name#2; thing#1 (game, town, art) is the object, count#1 or day#1 the figure.
-_SALE: _Event = {
+_SALE: Lexicon = {
     "told": (
         "{name#1} sold {thing#1} to {name#2} for {count#1} crowns",
         "{name#2} bought {thing#1} from {name#1} for {count#1} crowns",
@@ -30,7 +31,7 @@ _SALE: _Event = {
         "{name#1} kept {thing#1}, although {name#2} had offered {count#1} crowns",
     ),
 }
-_LOAN: _Event = {
+_LOAN: Lexicon = {
     "told": (
         "{name#1} lent {thing#1} to {name#2} for {count#1} weeks",
         "{name#2} borrowed {thing#1} from {name#1} for {count#1} weeks",
@@ -43,7 +44,7 @@ _LOAN: _Event = {
         "{name#2} never got {thing#1} from {name#1} for those {count#1} weeks",
     ),
 }
-_CONTEST: _Event = {
+_CONTEST: Lexicon = {
     "told": (
         "{name#1} beat {name#2} in the {game#1} last {day#1}",
         "last {day#1} {name#2} lost the {game#1} to {name#1}",
@@ -57,7 +58,7 @@ _CONTEST: _Event = {
         "there was no victory for {name#1} over {name#2} in the {game#1} last {day#1}",
     ),
 }
-_JOURNEY: _Event = {
+_JOURNEY: Lexicon = {
     "told": (
         "{name#1} went to {town#1} last {day#1} to see {name#2}",
         "last {day#1} {name#2} had a visit in {town#1} from {name#1}",
@@ -70,7 +71,7 @@ _JOURNEY: _Event = {
         "{name#1} did not go to see {name#2} in {town#1} last {day#1}",
     ),
 }
-_LESSON: _Event = {
+_LESSON: Lexicon = {
     "told": (
         "{name#1} has taught {name#2} the {art#1} since last {day#1}",
         "since last {day#1}, {name#2} has had lessons in the {art#1} from {name#1}",
@@ -84,7 +85,7 @@ _LESSON: _Event = {
     ),
 }
 # Domain: the kind of event.
-_EVENTS: dict[str, _Event] = {
+_EVENTS: dict[str, Lexicon] = {
     "trade": _SALE,
     "neighbours": _LOAN,
     "sport": _CONTEST,
@@ -125,7 +126,7 @@ _WORDS: Lexicon = {
     "art": ("violin", "tango", "art of baking", "trumpet", "Greek alphabet", "craft of weaving", "game of bridge"),
 }
 # How the second sentence of a different pair differs, by weight.
-_CHANGES = ("denial",) * 5 + ("object",) * 3 + ("figure", "people")
+_CHANGES = ("denial",) * 6 + ("object",) * 2 + ("figure", "people")
 _SLOTS_CHANGED = {"object": ("thing", "game", "town", "art"), "figure": ("count", "day")}
 
 _OPENINGS = ("",) * 12 + (
@@ -144,29 +145,27 @@ def paraphrase() -> Task:
     """Pairs: label different or equivalent, scored by F1 of equivalent, domain the kind of event."""
 
     def write_row(label: str, rng: np.random.Generator) -> tuple[Row, str]:
-        writer = Writer(_WORDS, rng)
-        domain = writer.pick(tuple(_EVENTS))
-        first, second = _pair_of_templates(_EVENTS[domain], label, writer)
-        openings = writer.pick(_OPENINGS), writer.pick(_OPENINGS)
-        return writer.write_together(openings[0] + first + ".", openings[1] + second + "."), domain
+        domain = pick(rng, tuple(_EVENTS))
+        first, second = _pair_of_templates(_EVENTS[domain], label, rng)
+        openings = pick(rng, _OPENINGS), pick(rng, _OPENINGS)
+        return Writer(_WORDS, rng).write_together(openings[0] + first + ".", openings[1] + second + "."), domain
 
     return build_task("paraphrase", LABELS, write_row, metric="f1")
 
 
-def _pair_of_templates(event: _Event, label: str, writer: Writer) -> tuple[str, str]:
-    first_form = writer.pick(("told", "told", "told", "told", "told", "denied"))
-    first = writer.pick(event[first_form])
+def _pair_of_templates(event: Lexicon, label: str, rng: np.random.Generator) -> tuple[str, str]:
+    """Two wordings of the event, with the same numbered slots but for what a different pair changes."""
+    first_form = pick(rng, ("told", "told", "told", "told", "told", "denied"))
+    first = pick(rng, event[first_form])
     others = tuple(wording for wording in event[first_form] if wording != first)
     if label == "equivalent":
-        return first, writer.pick(others)
-    change = writer.pick(_CHANGES)
+        return first, pick(rng, others)
+    change = pick(rng, _CHANGES)
     if change == "denial":
-        return first, writer.pick(event["denied" if first_form == "told" else "told"])
-    second = writer.pick(others)
+        return first, pick(rng, event["denied" if first_form == "told" else "told"])
+    second = pick(rng, others)
     if change == "people":
-        return first, second.replace("{name#1}", "{name#0}").replace("{name#2}", "{name#1}").replace(
-            "{name#0}", "{name#2}"
-        )
+        return first, re.sub(r"name#([12])", lambda role: f"name#{3 - int(role[1])}", second)
     for slot in _SLOTS_CHANGED[change]:
         second = second.replace(f"{{{slot}#1}}", f"{{{slot}#2}}")
     return first, second

@@ -7,11 +7,11 @@ before, and half of the questions name another question that is not being asked.
 
 import numpy as np
 
-from fedmask.tasks.demo.grammar import Lexicon, Row, Writer, build_task
+from fedmask.tasks.demo.grammar import Lexicon, Row, Writer, build_task, pick
 from fedmask.tasks.task import Task
 
 # For each label: a direct question, an embedded one ("I wonder ..."), and a fact that answers a question of this kind.
-_KINDS: dict[str, dict[str, tuple[str, ...]]] = {
+_KINDS: dict[str, Lexicon] = {
     "person": {
         "direct": (
             "who {did}",
@@ -193,11 +193,11 @@ _NOT_THE_OTHER = (
     "{embedded} is what I need; {other_embedded} I can look up myself.",
     "{direct}? Please note that I did not ask {other_embedded}.",
     "others may explain {other_embedded}; {direct}?",
-    "{embedded}: solve that for me now, and tomorrow we turn to {other_embedded}.",
+    "{embedded}: solve that for me now, and tomorrow we look up {other_embedded}.",
     "leave aside {other_embedded} for the moment: {direct}?",
     "from page nine I learned {other_embedded}, and from page ten I hope to learn {embedded}.",
     "{asking} {embedded}. Please do not tell me {other_embedded} instead.",
-    "before we come to {other_embedded}, the first question for you is {embedded}.",
+    "before you ask {other_embedded}, the first question for you is {embedded}.",
     "long after I had learned {other_embedded}, it still puzzled me {embedded}.",
 )
 _FRAMES = (_DIRECT, _EMBEDDED, _AFTER_FACT, _NOT_THE_OTHER, _NOT_THE_OTHER)
@@ -291,9 +291,8 @@ def question_type() -> Task:
     """Questions: label person, place, time, number or reason, domain history, science, arts or village."""
 
     def write_row(label: str, rng: np.random.Generator) -> tuple[Row, str]:
-        draw = Writer({}, rng)
-        subject = draw.pick(tuple(_SUBJECTS))
-        other = draw.pick([kind for kind in LABELS if kind != label])
+        subject = pick(rng, tuple(_SUBJECTS))
+        other = pick(rng, [kind for kind in LABELS if kind != label])
         asked = {
             "direct": _KINDS[label]["direct"],
             "embedded": _KINDS[label]["embedded"],
@@ -301,6 +300,6 @@ def question_type() -> Task:
             "fact": _KINDS[other]["fact"],
         }
         writer = Writer({**_NAMES, **_SUBJECTS[subject], **asked}, rng)
-        return (writer.write(writer.pick(_FRAMES[int(rng.random() * len(_FRAMES))])),), subject
+        return (writer.write(pick(rng, pick(rng, _FRAMES))),), subject
 
     return build_task("question_type", LABELS, write_row)

@@ -6,7 +6,7 @@ told in passing. The topics share words on purpose: bank, match, pitch, court, n
 
 import numpy as np
 
-from fedmask.tasks.demo.grammar import Lexicon, Row, Writer, build_task
+from fedmask.tasks.demo.grammar import Lexicon, Row, Writer, build_task, pick
 from fedmask.tasks.task import Task
 
 # For each topic: full clauses that are the message, participles and prepositional phrases that only set its scene, and
@@ -204,11 +204,10 @@ def topic() -> Task:
     """Short messages: label money, nature, sport, health or music, domain family, friends or colleagues."""
 
     def write_row(label: str, rng: np.random.Generator) -> tuple[Row, str]:
-        draw = Writer({}, rng)
-        circle = draw.pick(tuple(_CIRCLES))
-        other = _TOPICS[draw.pick([name for name in LABELS if name != label])]
+        circle = pick(rng, tuple(_CIRCLES))
+        other = _TOPICS[pick(rng, [name for name in LABELS if name != label])]
         passing = {f"other_{slot}": entries for slot, entries in other.items()}
         writer = Writer({**_WORDS, **_CIRCLES[circle], **_TOPICS[label], **passing}, rng)
-        return (writer.write(writer.pick(_FRAMES[int(rng.random() * len(_FRAMES))])),), circle
+        return (writer.write(pick(rng, pick(rng, _FRAMES))),), circle
 
     return build_task("topic", LABELS, write_row)

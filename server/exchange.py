@@ -1,0 +1,224 @@
+"""Messages out, replies in: who the clients are, what each was sent, and the bytes of everything.
+
+Round 0 sends the mask and the settings to every node, once, and learns which client each node is. Later, replies come
+back in client order, each as soon as all before it have come, so that a sum over them has the same bits whatever the
+order of arrival, and none has to be held longer than that order needs.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from fedmask.errors import FedmaskError, RejectedMessage
+from fedmask.masks import Mask
+from fedmask.wire.ledger import Direction, Ledger
+from fedmask.wire.messages import config_of, pack, payload_of, whole_number, wire_bytes, word
+from fedmask.wire.setup import Settings, Setup
+from fedmask.wire.vectors import frame_sizes
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client as it introduced itself in round 0."""
+
+    client_id: int
+    node_id: int
+    task: str
+    metric: str
+    head_layout: str
+    head_size: int
+
+
+class ReplyObserver(Protocol):
+    """Whoever watches messages come and go."""
+
+    def stage_started(self, server_round: int, stage: str, num_clients: int) -> None: ...
+    def reply_arrived(self, client_id: int) -> None: ...
+
+
+class Exchange:
+    """The server's side of every message of one run."""
+
+    def __init__(self, settings: Settings, mask: Mask | None, ledger: Ledger, observer: ReplyObserver) -> None:
+        self._settings = settings
+        self._mask = mask
+        self._ledger = ledger
+        self._observer = observer
+        self._client_ids: dict[int, int] = {}
+        self._held_version: dict[int, int] = {}
+        self.members: dict[int, Member] = {}
+        """By client_id."""
+
+    @property
+    def mask_digest(self) -> str:
+        """Empty where the run has no mask."""
+        return "" if self._mask is None else self._mask.digest
+
+    def member_of(self, reply: Message) -> Member:
+        return self.members[self._client_ids[reply.metadata.src_node_id]]
+
+    def holds(self, member: Member, version: int) -> bool:
+        """Whether the client was sent this version of the global vectors and answered."""
+        return self._held_version.get(member.client_id) == version
+
+    # ---- round 0 -----------------------------------------------------------------------------------------------
+
+    def send_mask(self, grid: Grid, num_clients: int, timeout: float) -> None:
+        """Send mask and settings to every node, once. A recipe goes out first; a client whose rebuilt mask has another
+        digest is sent the indices themselves.
+
+        Raises FedmaskError where a client cannot take part, or two nodes claim one client_id.
+        """
+        nodes = _await_nodes(grid, num_clients, timeout)
+        self._observer.stage_started(0, "mask", len(nodes))
+        self._introduce(grid, nodes, 0, timeout)
+        if not self.members:
+            raise FedmaskError("no client took the mask: none answered in time")
+
+    def _introduce(self, grid: Grid, nodes: list[int], server_round: int, timeout: float) -> None:
+        mask = self._mask
+        recipe = None if mask is None else mask.recipe
+        refused = self._introduce_with(grid, nodes, Setup(self._settings, recipe or mask), server_round, timeout)
+        if refused and recipe is not None:
+            refused = self._introduce_with(grid, refused, Setup(self._settings, mask), server_round, timeout)
+        if refused:
+            raise FedmaskError(
+                f"{len(refused)} of {len(nodes)} clients cannot use the mask {self.mask_digest[:12]}, "
+                "not even by its indices: their base model has other tensors"
+            )
+
+    def _introduce_with(
+        self, grid: Grid, nodes: list[int], setup: Setup, server_round: int, timeout: float
+    ) -> list[int]:
+        """Returns the nodes whose base weights give another mask."""
+        setup_bytes = setup.to_bytes()
+        messages = [Message(pack(setup_bytes), node, "query.mask", group_id=str(server_round)) for node in nodes]
+        sizes = {message.metadata.dst_node_id: wire_bytes(message) for message in messages}
+        refused = []
+        for reply in _replies(grid, messages, timeout):
+            node_id = reply.metadata.src_node_id
+            if reply.has_error():
+                raise FedmaskError(f"a client could not be set up: {reply.error.reason}")
+            facts = config_of(reply.content)
+            client_id = whole_number(facts, "client-id")
+            self._ledger.record(server_round, client_id, "down", "mask", len(setup_bytes), sizes[node_id])
+            self._ledger.record(server_round, client_id, "up", "mask", 0, wire_bytes(reply))
+            if "mask-mismatch" in facts:
+                refused.append(node_id)
+                continue
+            self._enrol(client_id, node_id, facts)
+            self._observer.reply_arrived(client_id)
+        return refused
+
+    def _enrol(self, client_id: int, node_id: int, facts: ConfigRecord) -> None:
+        mask_digest = word(facts, "mask-digest")
+        if client_id in self.members and self.members[client_id].node_id != node_id:
+            raise FedmaskError(f"two nodes claim client_id {client_id}; give every client a partition-id of its own")
+        if mask_digest != self.mask_digest:
+            raise FedmaskError(f"client {client_id} has mask {mask_digest}, the server's is {self.mask_digest}")
+        self.members[client_id] = Member(
+            client_id,
+            node_id,
+            word(facts, "task"),
+            word(facts, "metric"),
+            word(facts, "head-layout"),
+            whole_number(facts, "head-size"),
+        )
+        self._client_ids[node_id] = client_id
+
+    # ---- rounds ------------------------------------------------------------------------------------------------
+
+    def replies(
+        self,
+        grid: Grid,
+        server_round: int,
+        kind: str,
+        requests: Iterable[Message],
+        ask_again: Callable[[Member, Message], Message],
+        timeout: float,
+    ) -> Iterator[Message]:
+        """Send, and yield the replies in client order; count every byte. Who never answers yields nothing.
+
+        A client that says it lacks its mask or vectors is sent the mask again and then `ask_again` of its request, in
+        the same round.
+        """
+        by_client = {self._client_ids[request.metadata.dst_node_id]: request for request in requests}
+        waiting, arrived = deque(sorted(by_client)), dict[int, Message]()
+        asking, lacking = [by_client[client_id] for client_id in waiting], list[int]()
+        for first_time in (True, False):
+            for reply in self._ask(grid, server_round, kind, asking, timeout):
+                member = self.member_of(reply)
+                if first_time and not reply.has_error() and "missing" in config_of(reply.content):
+                    lacking.append(member.client_id)
+                    continue
+                self._note_held(member, by_client[member.client_id], reply)
+                arrived[member.client_id] = reply
+                while waiting and waiting[0] in arrived:
+                    self._observer.reply_arrived(waiting[0])
+                    yield arrived.pop(waiting.popleft())
+            if not lacking:
+                break
+            members = [self.members[client_id] for client_id in sorted(lacking)]
+            self._introduce(grid, [member.node_id for member in members], server_round, timeout)
+            asking = [ask_again(member, by_client[member.client_id]) for member in members]
+        for client_id in waiting:
+            if client_id in arrived:
+                self._observer.reply_arrived(client_id)
+                yield arrived.pop(client_id)
+
+    def _ask(
+        self, grid: Grid, server_round: int, kind: str, requests: list[Message], timeout: float
+    ) -> Iterator[Message]:
+        for request in requests:
+            self._record(server_round, self._client_ids[request.metadata.dst_node_id], "down", kind, request)
+        for reply in _replies(grid, requests, timeout):
+            self._record(server_round, self._client_ids[reply.metadata.src_node_id], "up", kind, reply)
+            yield reply
+
+    def _note_held(self, member: Member, request: Message, reply: Message) -> None:
+        """A client that answered holds the version that its request named."""
+        if reply.has_error():
+            self._held_version.pop(member.client_id, None)
+        else:
+            self._held_version[member.client_id] = whole_number(config_of(request.content), "version")
+
+    def _record(self, server_round: int, client_id: int, direction: Direction, kind: str, message: Message) -> None:
+        """One message into the ledger; a shared head's frame is counted under a kind of its own."""
+        sizes: dict[str, int] = {}
+        if message.has_content():
+            try:
+                sizes = frame_sizes(payload_of(message.content))
+            except RejectedMessage:
+                sizes = {}  # what cannot be read is all framing
+        head_bytes = sizes.pop("head", 0)
+        payload_bytes = sum(sizes.values())
+        self._ledger.record(
+            server_round, client_id, direction, kind, payload_bytes, wire_bytes(message), {"head": head_bytes}
+        )
+
+
+class _StreamingGrid(Protocol):
+    def stream(self, messages: Iterable[Message]) -> Iterator[Message]: ...
+
+
+def _replies(grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
+    """Replies one by one where the grid can hand them over so, else all at once."""
+    if hasattr(grid, "stream"):
+        streaming: _StreamingGrid = grid
+        return streaming.stream(messages)
+    return grid.send_and_receive(messages, timeout=timeout)
+
+
+def _await_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
+    """Node ids once all clients are connected: Flower lets nodes register while the server already runs."""
+    deadline = time.monotonic() + timeout
+    while len(nodes := list(grid.get_node_ids())) < num_clients:
+        if time.monotonic() > deadline:
+            raise FedmaskError(f"waited {timeout:.0f} s for {num_clients} clients, {len(nodes)} are connected")
+        time.sleep(0.1)
+    return nodes
