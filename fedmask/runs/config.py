@@ -414,8 +414,10 @@ def _model_options(values: Mapping[str, Any]) -> Iterator[str]:
             yield "model.geometry=null: model.weights=random needs a geometry, or the one of model.path="
         return
     # RoBERTa's first positions belong to its padding: 514 positions hold 512 tokens.
-    padding = int(geometry.get("pad_token_id", 1)) + 1 if geometry["model_type"] == "roberta" else 0
-    longest = geometry.get("max_position_embeddings", math.inf) - padding
+    positions, last_padding = geometry.get("max_position_embeddings"), geometry.get("pad_token_id", 1)
+    if not isinstance(positions, int) or not isinstance(last_padding, int):
+        return
+    longest = positions - (last_padding + 1 if geometry["model_type"] == "roberta" else 0)
     if values.get("data.max_length", 0) > longest:
         yield f"data.max_length={values['data.max_length']}: model={name} reads at most {longest} tokens"
 
@@ -464,7 +466,7 @@ def check(raw: Mapping[str, object], undecided: Collection[str] = ()) -> tuple[d
             continue
         try:
             values[name] = key.allowed.read(given[name])
-        except ValueError:
+        except (ValueError, OverflowError):  # a whole number too large for a float
             faults.append(not_allowed(name, given[name], key.allowed.text, key.allowed.choices))
     return values, faults + list(_contradictions(values))
 
@@ -490,19 +492,8 @@ def _usable_cpus() -> int:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Plain nested dicts, lists, numbers, words and None: what config.yaml holds, and `build` takes back."""
-    return {key: _plain(value) for key, value in asdict(config).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The configuration as text that `from_yaml` reads back."""
-    return str(yaml.safe_dump(to_dict(config), sort_keys=False))
+    """Plain nested dicts of numbers, words, None and tuples, which YAML writes as lists; `build` takes them back."""
+    return asdict(config)
 
 
 def from_yaml(text: str) -> RunConfig:

@@ -1,8 +1,8 @@
 """Deals the training rows of tasks out to clients: tasks -> one `ClientData` a client.
 
-Client i has task i mod (number of tasks). Inside a task the partitioners of flwr-datasets deal out a pool of rows, and
-no row goes to two clients. iid and dirichlet deal out the same pool, which keeps the label balance of the whole train
-split: they differ in who has a row, and in nothing else.
+Client i has task i mod (number of tasks). Inside a task the rows that its clients will have are drawn first, and the
+partitioners of flwr-datasets deal them out; no row goes to two clients. iid and dirichlet deal out the same draw, which
+keeps the label balance of the whole train split: they differ in who has a row, and in nothing else.
 """
 
 import contextlib
@@ -67,12 +67,12 @@ def partition(
     _check_sizes(groups, examples_per_client)
     rows: dict[int, np.ndarray] = {}
     for group in groups:
-        pool = _pool(group, examples_per_client, seed)
+        drawn = _draw(group, examples_per_client, seed)
         if scheme == "dirichlet":
-            parts = _dirichlet_parts(group, pool, alpha, seed)
+            parts = _dirichlet_parts(group, drawn, alpha, seed)
         else:
-            parts = _iid_parts(len(pool), len(group.client_ids))
-        rows.update({client: pool[part] for client, part in zip(group.client_ids, parts, strict=True)})
+            parts = _iid_parts(len(drawn), len(group.client_ids))
+        rows.update({client: drawn[part] for client, part in zip(group.client_ids, parts, strict=True)})
     return tuple(_client(client, tasks[client % len(tasks)], rows[client]) for client in range(num_clients))
 
 
@@ -118,7 +118,7 @@ def _groups(task: Task, client_ids: Sequence[int], by_domain: bool) -> list[_Gro
     ]
 
 
-def _pool(group: _Group, examples_per_client: int | None, seed: int) -> np.ndarray:
+def _draw(group: _Group, examples_per_client: int | None, seed: int) -> np.ndarray:
     """The rows (m,) that the group's clients share, in random order; each class keeps its fraction to within a row."""
     generator = np.random.default_rng(seed_for(seed, "partition", group.task.name, group.domain or ""))
     rows = generator.permutation(group.rows)
@@ -134,17 +134,17 @@ def _pool(group: _Group, examples_per_client: int | None, seed: int) -> np.ndarr
 
 
 def _iid_parts(size: int, num_parts: int) -> list[list[int]]:
-    """Positions 0 .. size - 1 of a pool that is in random order already, in parts whose sizes differ by at most one."""
+    """Positions 0 .. size - 1 of a draw, which is in random order already; sizes of the parts differ by at most one."""
     from flwr_datasets.partitioner import IidPartitioner
 
     return _load(IidPartitioner(num_parts), {"row": np.arange(size)})
 
 
-def _dirichlet_parts(group: _Group, pool: np.ndarray, alpha: float, seed: int) -> list[list[int]]:
-    """Positions in the pool: each class shared out by Dirichlet(alpha) over the group's clients.
+def _dirichlet_parts(group: _Group, drawn: np.ndarray, alpha: float, seed: int) -> list[list[int]]:
+    """Positions in the draw: each class shared out by Dirichlet(alpha) over the group's clients.
 
-    Proportions are drawn per class, not a label mix per client: every row of the pool is dealt out, so that the
-    population keeps the pool's label balance. A part that is above the mean already gets no more (`self_balancing`).
+    Proportions are drawn per class, not a label mix per client: every row drawn is dealt out, so that the
+    population keeps the draw's label balance. A part that is above the mean already gets no more (`self_balancing`).
     """
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -160,8 +160,8 @@ def _dirichlet_parts(group: _Group, pool: np.ndarray, alpha: float, seed: int) -
     )
     # A tiny alpha can leave a class no proportion above zero; it then goes to the last part as a whole.
     with np.errstate(invalid="ignore", divide="ignore"):
-        parts = _load(partitioner, {"row": np.arange(len(pool)), "label": group.task.train.labels[pool]})
-    _fill_up(parts, min(FEWEST_EXAMPLES, len(pool) // num_parts))
+        parts = _load(partitioner, {"row": np.arange(len(drawn)), "label": group.task.train.labels[drawn]})
+    _fill_up(parts, min(FEWEST_EXAMPLES, len(drawn) // num_parts))
     return parts
 
 

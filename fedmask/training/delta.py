@@ -157,13 +157,15 @@ class Delta:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != ADAPTER_FORMAT or "values" not in file.keys():  # noqa: SIM118 (not a dict)
                     raise FedmaskError(
-                        f"{path}: not a fedmask adapter (format {metadata.get('format')}, expected {ADAPTER_FORMAT})"
+                        f"not a fedmask adapter (format {metadata.get('format')}, expected {ADAPTER_FORMAT})"
                     )
                 values = file.get_tensor("values")
             base = json.loads(metadata["base"])
             return cls(
                 values, MaskRecipe.from_bytes(metadata["recipe"].encode()), str(base["name"]), str(base["weights"])
             )
+        except FedmaskError as error:
+            raise FedmaskError(f"{path}: {error}") from error
         except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, OSError) as error:
             raise FedmaskError(f"{path}: damaged adapter file ({error}); fetch or make it again") from error
 

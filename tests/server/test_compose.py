@@ -133,7 +133,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "clients_per_round": 3,
         "rounds": 7,
         "baseline": "alone",
-        "compare": ["frozen", "alone"],
+        "compare": ("frozen", "alone"),
         "runtime": "local",
         "seed": 9,
         "threads": 1,

@@ -120,6 +120,62 @@ def test_no_form_of_sentence_dominates(task: Task) -> None:
     assert len(openings) >= 150
 
 
+@pytest.mark.parametrize(
+    ("name", "phrase", "label"),
+    [
+        ("film_reviews", "won me over completely", "positive"),
+        ("film_reviews", "lost me completely", "negative"),
+        ("film_reviews", "This one, as my sister said at once, is anything but", None),
+        ("kitchen_reviews", "would buy it again tomorrow", "positive"),
+        ("kitchen_reviews", "have sent it back to the shop", "negative"),
+        ("question_type", "How come", "reason"),
+        ("topic", "we won the match", None),
+    ],
+)
+def test_deciding_phrases_decide_the_label(name: str, phrase: str, label: str | None) -> None:
+    """A reviewer's own verdict, or the head of a question, goes with one label; a phrase in passing with several."""
+    task = TASKS[name]
+    assert task.labels is not None
+    found = {
+        task.labels[index]
+        for split in splits(task).values()
+        for text, index in zip(split.text_a, split.labels, strict=True)
+        if phrase.lower() in text.lower()
+    }
+    assert found == {label} if label else len(found) > 1
+
+
+def test_a_topic_set_aside_is_never_the_label() -> None:
+    topics = {
+        "the rent": "money",
+        "the otters": "nature",
+        "the match": "sport",
+        "my knee": "health",
+        "the choir": "music",
+    }
+    task = TASKS["topic"]
+    assert task.labels is not None
+    asides = [
+        (topics[aside[1]], task.labels[index])
+        for text, index in zip(task.train.text_a, task.train.labels, strict=True)
+        if (aside := re.search(rf"(?:not|asked|talk|word) about ({'|'.join(topics)})", text))
+    ]
+    assert len(asides) >= 20
+    assert all(aside != label for aside, label in asides)
+
+
+def test_equivalent_pairs_keep_days_and_numbers() -> None:
+    """Different pairs may keep them too, where one denies the other or swaps its people, but not all of them do."""
+    facts = re.compile(r"\b[A-Z][a-z]+day\b|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b")
+    split = TASKS["paraphrase"].train
+    assert split.text_b is not None
+    same = np.array(
+        [set(facts.findall(a)) == set(facts.findall(b)) for a, b in zip(split.text_a, split.text_b, strict=True)]
+    )
+    assert same[split.labels == 1].all()
+    assert 0.8 < same[split.labels == 0].mean() < 1.0
+
+
 @each_task
 def test_words_alone_do_not_solve_a_task(task: Task) -> None:
     """A logistic classifier of word counts, fitted to all training rows, stays below 90% on the test split."""

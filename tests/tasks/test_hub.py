@@ -145,6 +145,7 @@ def test_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, name: str, expect
 
     def load_dataset(path: str, config: str | None) -> Any:
         asked.append((path, config))
+        assert datasets.are_progress_bars_disabled()
         split = datasets.Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
         return {"train": split, "validation": split, "test": split}
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.partition import FEWEST_EXAMPLES, ClientData, partition
+from fedmask.tasks.partition import FEWEST_EXAMPLES, ClientData, partition, pool
 from fedmask.tasks.task import Split, Task
 
 
@@ -153,7 +153,7 @@ def test_natural_without_domains_is_iid(domains: str | None) -> None:
     )
 
 
-def test_iid_and_dirichlet_deal_out_the_same_pool() -> None:
+def test_iid_and_dirichlet_deal_out_the_same_draw() -> None:
     task = make("one", [80, 40])
     iid, dirichlet = (partition([task], 4, scheme, examples_per_client=10, seed=3) for scheme in ("iid", "dirichlet"))
     assert {text for part in texts(iid) for text in part} == {text for part in texts(dirichlet) for text in part}
@@ -246,6 +246,17 @@ def test_a_domain_that_is_too_small_is_named() -> None:
         str(error.value)
         == "data.examples_per_client=8: task one, domain b, has 10 training rows for 2 clients; at most 5 is possible"
     )
+
+
+def test_pool_gives_one_client_a_task_with_all_its_clients_rows() -> None:
+    rows = [(f"a {row}", f"b {row}", "yes" if row % 2 else "no") for row in range(20)]
+    tasks = [make("one", [20, 20]), Task("pairs", rows, rows, rows), make_regression("scores", 20)]
+    clients = partition(tasks, 7, "iid", examples_per_client=5)
+    pooled = pool(clients)
+    assert_sound(pooled, tasks)
+    for index, client in enumerate(pooled):
+        assert client.train.text_a == sum(texts(clients)[index::3], ())
+    assert pooled[1].train.text_b == tuple(text.replace("a", "b") for text in pooled[1].train.text_a)
 
 
 def test_a_regression_has_no_labels_to_skew() -> None:

@@ -2,7 +2,7 @@
 
 What is asked for is told by the head of the question ("the name of the valley", "on whose advice", "what sum"), and not
 by any one word: other people, places, dates, numbers and reasons stand in subordinate clauses and in the sentence
-before, and half of the questions name another question that is not being asked.
+before, and two questions in five name another one that is not being asked.
 """
 
 import numpy as np

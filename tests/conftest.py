@@ -1,0 +1,27 @@
+"""What all tests share: an offline process of one thread, and the tiny base model."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from fedmask.models import BaseModel, load_base
+
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+torch.set_num_threads(1)
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> BaseModel:
+    """BERT with 2 layers and hidden size 64, random weights, shared: a test that changes it changes a copy."""
+    geometry = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())["geometry"]
+    return load_base("tiny", geometry=geometry)

@@ -1,0 +1,121 @@
+"""A head against nn.Linear; its seeded start, its layout's digest, its file."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from fedmask.errors import FedmaskError
+from fedmask.tasks import Task
+from fedmask.training.head import HeadLayout, load_head, save_head
+
+TOPICS = HeadLayout("topics", ("art", "law", "sea"), 4)
+RATING = HeadLayout("rating", None, 4)
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_outputs_are_those_of_a_linear_layer(classes: int, hidden: int, rows: int, seed: int) -> None:
+    layout = HeadLayout("a", tuple(map(str, range(classes))), hidden)
+    generator = torch.Generator().manual_seed(seed)
+    linear = nn.Linear(hidden, classes)
+    nn.init.normal_(linear.weight, generator=generator)
+    nn.init.normal_(linear.bias, generator=generator)
+    packed = torch.cat([linear.weight.flatten(), linear.bias])
+    features = torch.randn(rows, hidden, generator=generator)
+    assert layout.size == packed.numel()
+    torch.testing.assert_close(layout.outputs(packed, features), linear(features), atol=1e-6, rtol=1e-6)
+
+
+def test_a_regression_has_one_output() -> None:
+    assert (RATING.num_outputs, RATING.size) == (1, 5)
+    packed = torch.tensor([1.0, 2.0, 3.0, 4.0, 0.5])
+    assert RATING.outputs(packed, torch.eye(4)).tolist() == [[1.5], [2.5], [3.5], [4.5]]
+
+
+def test_a_tasks_layout_has_its_name_and_its_labels() -> None:
+    rows = [("yes", "good"), ("no", "bad")]
+    assert HeadLayout.of(Task("reviews", rows, rows, rows), 8) == HeadLayout("reviews", ("bad", "good"), 8)
+    scored = [("yes", 1.0), ("no", 0.0)]
+    assert HeadLayout.of(Task("scores", scored, scored, scored), 8) == HeadLayout("scores", None, 8)
+
+
+def test_the_start_is_seeded_by_task_and_seed_and_by_no_global_state() -> None:
+    layout = HeadLayout("topics", ("art", "law", "sea"), 500)
+    start = layout.start(0)
+    torch.manual_seed(123)
+    assert torch.equal(start, layout.start(0))
+    assert not torch.equal(start, layout.start(1))
+    assert not torch.equal(start, dataclasses.replace(layout, task="themes").start(0))
+    assert start.shape == (layout.size,)
+    assert start[-3:].tolist() == [0, 0, 0]
+    assert start[:-3].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_the_digest_tells_layouts_apart() -> None:
+    others = [
+        dataclasses.replace(TOPICS, task="themes"),
+        dataclasses.replace(TOPICS, labels=("art", "sea", "law")),
+        dataclasses.replace(TOPICS, labels=("art", "law")),
+        dataclasses.replace(TOPICS, labels=None),
+        dataclasses.replace(TOPICS, hidden_size=5),
+    ]
+    assert len({layout.digest for layout in [TOPICS, *others]}) == 6
+    assert HeadLayout("topics", ("art", "law", "sea"), 4).digest == TOPICS.digest
+    # Server and client may run on different machines: the digest is part of the protocol.
+    assert TOPICS.digest == "879b1f1b81527536231bf29b3285f2416415f175923771e924fb7e76dd631c6e"
+
+
+@pytest.mark.parametrize("layout", [TOPICS, RATING])
+def test_a_saved_head_is_the_same_when_loaded(tmp_path: Path, layout: HeadLayout) -> None:
+    packed = np.random.default_rng(0).normal(size=layout.size).astype(np.float32)
+    save_head(tmp_path / "head.safetensors", layout, packed)
+    save_head(tmp_path / "clients" / "again.safetensors", layout, packed)
+    found_layout, found = load_head(tmp_path / "head.safetensors")
+    assert found_layout == layout
+    assert (found.tobytes(), found.dtype) == (packed.tobytes(), np.float32)
+    content = (tmp_path / "head.safetensors").read_bytes()
+    assert content == (tmp_path / "clients" / "again.safetensors").read_bytes()
+
+
+def stored(path: Path, packed: torch.Tensor, head: str, name: str = "head") -> None:
+    save_file({name: packed}, path, {"format": "fedmask-head-1", "head": head})
+
+
+GOOD = json.dumps({"task": "a", "labels": ["x", "y"], "hidden_size": 4})
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: None, "there is no such head file; a run keeps its heads under clients/"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged head file"),
+    "text": (lambda path: path.write_text("no head\n" * 40), "damaged head file"),
+    "pickle": (lambda path: torch.save({"head": torch.zeros(10)}, path), "damaged head file"),
+    "foreign": (lambda path: save_file({"head": torch.zeros(10)}, path), "not a fedmask head (format None, expected"),
+    "no head": (lambda path: stored(path, torch.zeros(10), GOOD, name="w"), "damaged head file"),
+    "not JSON": (lambda path: stored(path, torch.zeros(10), "{"), "damaged head file"),
+    "no task": (lambda path: stored(path, torch.zeros(10), '{"labels": null, "hidden_size": 4}'), "damaged head file"),
+    "not a mapping": (lambda path: stored(path, torch.zeros(10), "[]"), "damaged head file"),
+    "length": (
+        lambda path: stored(path, torch.zeros(9), GOOD),
+        "a head of a has 10 float32 values, found float32 (9,)",
+    ),
+    "float64": (lambda path: stored(path, torch.zeros(10, dtype=torch.float64), GOOD), "found float64 (10,)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_no_head_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    make, text = DAMAGES[damage]
+    path = tmp_path / "head.safetensors"
+    make(path)
+    with pytest.raises(FedmaskError) as caught:
+        load_head(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)

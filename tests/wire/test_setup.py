@@ -1,0 +1,152 @@
+"""fedmask.wire.setup: what a client is told once comes back equal, and anything else is rejected."""
+
+import dataclasses
+import json
+import struct
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedmask.errors import RejectedMessage
+from fedmask.masks import Mask, MaskRecipe, select
+from fedmask.wire.setup import Settings, Setup
+from server.app import settings_for
+from server.compose import compose
+
+
+class Encoder(nn.Module):
+    """Two named weights: all that a mask needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters()):
+                parameter.normal_(generator=torch.Generator().manual_seed(number))
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    config = compose(["model=tiny", "mask=hiwi", "data.tasks=[a,b]", "seed=3", "threads=2", "clients=5"])
+    return settings_for(config, tmp_path_factory.mktemp("clients"))
+
+
+@pytest.fixture(scope="module")
+def mask() -> Mask:
+    return select(Encoder(), rule="largest", density=0.1)
+
+
+def rejection(data: bytes) -> RejectedMessage:
+    with pytest.raises(RejectedMessage) as caught:
+        Setup.from_bytes(data)
+    assert caught.value.cause == "undecodable"
+    assert str(caught.value).startswith(f"setup of {len(data)} bytes cannot be read: ")
+    return caught.value
+
+
+def with_settings(raw: object, mask_bytes: bytes = b"") -> bytes:
+    encoded = json.dumps(raw).encode()
+    return struct.pack("<I", len(encoded)) + encoded + mask_bytes
+
+
+def raw_settings(data: bytes) -> dict[str, object]:
+    (length,) = struct.unpack_from("<I", data)
+    raw = json.loads(data[4 : 4 + length])
+    assert isinstance(raw, dict)
+    return raw
+
+
+def test_settings_come_back_equal(told: Settings) -> None:
+    assert told.rank == 4
+    assert told.data.tasks == ("a", "b")
+    found = Setup.from_bytes(Setup(told, None).to_bytes())
+    assert found.settings == told
+    assert found.mask is None
+
+
+def test_a_recipe_comes_back_and_rebuilds_the_mask(told: Settings, mask: Mask) -> None:
+    assert mask.recipe is not None
+    found = Setup.from_bytes(Setup(told, mask.recipe).to_bytes()).mask
+    assert isinstance(found, MaskRecipe)
+    assert found.rebuild(Encoder()).digest == mask.digest
+
+
+def test_indices_come_back_as_the_mask(told: Settings, mask: Mask) -> None:
+    found = Setup.from_bytes(Setup(told, mask).to_bytes()).mask
+    assert isinstance(found, Mask)
+    assert found.digest == mask.digest
+
+
+def test_the_same_setup_has_the_same_bytes_and_another_has_others(told: Settings, mask: Mask) -> None:
+    data = Setup(told, mask.recipe).to_bytes()
+    assert Setup(dataclasses.replace(told), mask.recipe).to_bytes() == data
+    assert Setup(dataclasses.replace(told, seed=4), mask.recipe).to_bytes() != data
+    assert Setup.from_bytes(data).to_bytes() == data
+
+
+def test_the_length_of_the_settings_stands_first(told: Settings, mask: Mask) -> None:
+    assert mask.recipe is not None
+    data = Setup(told, mask.recipe).to_bytes()
+    assert raw_settings(data)["mask"] == "recipe"
+    assert data.endswith(mask.recipe.to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("baseline", "exchanges", "trains"),
+    [("none", True, True), ("frozen", False, False), ("alone", False, True), ("central", False, True)],
+)
+def test_what_travels_and_what_is_trained(told: Settings, baseline: str, exchanges: bool, trains: bool) -> None:
+    changed = dataclasses.replace(told, baseline=baseline)
+    assert (changed.exchanges_delta, changed.trains_delta) == (exchanges, trains)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rejected
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=100))
+def test_random_bytes(data: bytes) -> None:
+    rejection(data)
+
+
+@pytest.mark.parametrize("raw", [None, 7, "text", [], {}, {"mask": "none"}])
+def test_json_that_is_no_settings(raw: object) -> None:
+    rejection(with_settings(raw))
+
+
+def test_json_too_deep_or_with_numbers_too_long_to_read() -> None:
+    for text in (b"[" * 200_000, b"1" * 20_000):
+        rejection(struct.pack("<I", len(text)) + text)
+
+
+def test_a_mask_of_a_kind_that_is_not_known(told: Settings) -> None:
+    raw = raw_settings(Setup(told, None).to_bytes()) | {"mask": "zip"}
+    assert str(rejection(with_settings(raw))).endswith(
+        "mask kind 'zip' is unknown; known are none, recipe, indices"
+    )
+
+
+def test_a_key_that_is_not_known(told: Settings) -> None:
+    raw = raw_settings(Setup(told, None).to_bytes())
+    raw["client"] |= {"momentum": 0.9}  # type: ignore[operator]
+    assert str(rejection(with_settings(raw))).endswith("ClientConfig has no ['momentum']")
+    rejection(with_settings(raw_settings(Setup(told, None).to_bytes()) | {"colour": 1}))
+
+
+@pytest.mark.parametrize("key", ["seed", "model", "data", "client", "state_folder", "mask"])
+def test_a_missing_key(told: Settings, key: str) -> None:
+    raw = raw_settings(Setup(told, None).to_bytes())
+    del raw[key]
+    rejection(with_settings(raw))
+
+
+@pytest.mark.parametrize("kind", ["recipe", "indices"])
+def test_a_cut_mask(told: Settings, mask: Mask, kind: str) -> None:
+    data = Setup(told, mask.recipe if kind == "recipe" else mask).to_bytes()
+    rejection(data[:-1])
+    rejection(data[: len(data) - len(data) // 4])

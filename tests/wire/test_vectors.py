@@ -1,0 +1,200 @@
+"""fedmask.wire.vectors: frames come back bit for bit, and whatever else arrives is rejected with a cause."""
+
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as stn
+
+from fedmask.errors import FedmaskError, RejectedMessage
+from fedmask.wire.vectors import COMBINE_NUMBERS, NamedVector, frame, frame_sizes, unframe
+
+LAYOUT, OTHER_LAYOUT = "ab" * 32, "cd" * 32
+CAUSES = {"undecodable", "wrong-layout", "wrong-length"}
+EXPECTED = [("delta", LAYOUT, 5), ("head", OTHER_LAYOUT, 3)]
+
+names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=32).filter(lambda name: len(name.encode()) <= 32)
+vectors = stn.arrays(np.float32, st.integers(0, 100), elements=st.floats(width=32))
+
+
+def two_frames() -> bytes:
+    return delta_frame() + frame(NamedVector("head", OTHER_LAYOUT, np.ones(3, np.float32)))
+
+
+def delta_frame(**changes: object) -> bytes:
+    fields: dict[str, object] = {"name": "delta", "layout_digest": LAYOUT, "values": np.arange(5, dtype=np.float32)}
+    return frame(NamedVector(**(fields | changes)))  # type: ignore[arg-type]
+
+
+def rejection(payload: bytes, expected: list[tuple[str, str, int]] = EXPECTED) -> RejectedMessage:
+    with pytest.raises(RejectedMessage) as caught:
+        unframe(payload, expected)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Round trips and sizes
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(names, st.tuples(vectors, st.binary(min_size=32, max_size=32)), max_size=4))
+def test_frames_come_back_bit_for_bit(sent: dict[str, tuple[np.ndarray, bytes]]) -> None:
+    frames = {name: frame(NamedVector(name, digest.hex(), values)) for name, (values, digest) in sent.items()}
+    payload = b"".join(frames.values())
+    found = unframe(payload, [(name, digest.hex(), values.size) for name, (values, digest) in sent.items()])
+    assert list(found) == list(sent)
+    for name, (values, digest) in sent.items():
+        vector = found[name]
+        assert (vector.name, vector.layout_digest, vector.codec, vector.combine) == (name, digest.hex(), "fp32", "mean")
+        assert vector.values.dtype == np.float32
+        assert vector.values.tobytes() == values.tobytes()
+    assert frame_sizes(payload) == {name: len(data) for name, data in frames.items()}
+
+
+@given(names, st.integers(0, 1000))
+def test_a_frame_costs_four_bytes_a_value_and_at_most_64(name: str, size: int) -> None:
+    assert 0 < len(frame(NamedVector(name, LAYOUT, np.zeros(size, np.float32)))) - 4 * size <= 64
+
+
+def test_the_bytes_of_a_frame_are_those_of_the_docstring() -> None:
+    header = struct.pack("<BBBBI16sI", 1, 0, 0, 5, 2, bytes.fromhex(LAYOUT)[:16], 8)
+    assert delta_frame(values=np.array([1, 2], np.float32)) == header + b"delta" + struct.pack("<2f", 1, 2)
+
+
+def test_a_vector_that_may_come_need_not() -> None:
+    assert unframe(b"", EXPECTED) == {}
+    assert list(unframe(delta_frame(), EXPECTED)) == ["delta"]
+
+
+@pytest.mark.parametrize("name", ["", "x" * 33, "ü" * 17])
+def test_names_take_1_to_32_bytes(name: str) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        delta_frame(name=name)
+    message = f"vector name {name!r} takes {len(name.encode())} bytes; 1 to 32 are allowed"
+    assert str(caught.value) == message
+
+
+def test_numbers_of_combine_rules_never_change() -> None:
+    assert COMBINE_NUMBERS["mean"] == 0
+    assert len(set(COMBINE_NUMBERS.values())) == len(COMBINE_NUMBERS)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rejected, by cause
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_another_layout() -> None:
+    found = rejection(delta_frame(layout_digest=OTHER_LAYOUT))
+    assert found.cause == "wrong-layout"
+    assert str(found) == (
+        f"vector 'delta' has layout {OTHER_LAYOUT[:32]}, expected {LAYOUT[:32]}: "
+        "sender and receiver hold different masks or heads"
+    )
+
+
+@pytest.mark.parametrize("size", [0, 4, 6])
+def test_another_length(size: int) -> None:
+    found = rejection(delta_frame(values=np.zeros(size, np.float32)))
+    assert (found.cause, str(found)) == ("wrong-length", f"vector 'delta' has {size} values, expected 5")
+
+
+def test_a_name_that_is_not_expected() -> None:
+    found = rejection(delta_frame(name="control"))
+    assert found.cause == "undecodable"
+    assert str(found) == "vector 'control' is not expected here; expected ['delta', 'head']"
+
+
+def test_a_vector_that_stands_in_it_twice() -> None:
+    once = delta_frame()
+    found = rejection(once + once)
+    assert found.cause == "undecodable"
+    assert str(found) == f"frame at byte {len(once)}: vector 'delta' stands in it twice"
+    with pytest.raises(RejectedMessage, match="twice"):
+        frame_sizes(once + once)
+
+
+@pytest.mark.parametrize(("position", "what"), [(0, "version 9"), (1, "codec 9"), (2, "combine 9")])
+def test_numbers_that_are_not_known(position: int, what: str) -> None:
+    payload = bytearray(delta_frame())
+    payload[position] = 9
+    found = rejection(bytes(payload))
+    assert found.cause == "undecodable"
+    assert what in str(found)
+    assert str(found).endswith("are not all known")
+
+
+def test_a_body_that_is_not_what_the_codec_makes() -> None:
+    payload = bytearray(delta_frame())
+    struct.pack_into("<I", payload, 24, 16)
+    found = rejection(bytes(payload[:-4]))
+    assert found.cause == "undecodable"
+    assert str(found) == "vector 'delta': fp32: 5 values take 20 bytes, found 16"
+
+
+@given(st.integers(1, len(two_frames()) - 1))
+def test_a_payload_that_was_cut(length: int) -> None:
+    whole, first = two_frames(), len(delta_frame())
+    if length == first:
+        assert list(unframe(whole[:length], EXPECTED)) == ["delta"]
+    else:
+        assert rejection(whole[:length]).cause == "undecodable"
+
+
+def test_where_a_cut_payload_ends_is_told() -> None:
+    whole = delta_frame()
+    assert str(rejection(whole[:10])) == "payload of 10 bytes ends inside the header at 0"
+    assert str(rejection(whole[:-1])) == f"frame at byte 0 claims to end at {len(whole)} of {len(whole) - 1}"
+    assert str(rejection(whole + b"\x01")) == f"payload of {len(whole) + 1} bytes ends inside the header at {len(whole)}"
+
+
+@settings(max_examples=300)
+@given(st.one_of(st.binary(max_size=200), st.binary(max_size=80).map(lambda tail: b"\x01\x00\x00\x05" + tail)))
+def test_random_bytes_are_rejected_with_a_known_cause(payload: bytes) -> None:
+    if payload:
+        assert rejection(payload).cause in CAUSES
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 8 * len(two_frames()) - 1))
+def test_one_flipped_bit_is_rejected_or_changes_one_value(bit: int) -> None:
+    payload = bytearray(two_frames())
+    payload[bit // 8] ^= 1 << bit % 8
+    try:
+        found = unframe(bytes(payload), EXPECTED)
+    except RejectedMessage as error:
+        assert error.cause in CAUSES
+        return
+    sent = unframe(two_frames(), EXPECTED)
+    assert found.keys() == sent.keys()
+    differing = sum(
+        int(np.count_nonzero(found[name].values.view(np.uint32) != sent[name].values.view(np.uint32))) for name in sent
+    )
+    assert differing == 1
+
+
+@pytest.mark.parametrize("size_at", [4, 24])
+def test_a_huge_claimed_size_allocates_nothing(size_at: int) -> None:
+    payload = bytearray(delta_frame())
+    struct.pack_into("<I", payload, size_at, 2**32 - 1)
+    tracemalloc.start()
+    found = rejection(bytes(payload))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.cause == ("wrong-length" if size_at == 4 else "undecodable")
+    assert peak_bytes < 100_000
+
+
+def test_a_huge_size_that_both_claim_is_held_against_the_body() -> None:
+    payload = bytearray(delta_frame())
+    struct.pack_into("<I", payload, 4, 2**32 - 1)
+    tracemalloc.start()
+    found = rejection(bytes(payload), [("delta", LAYOUT, 2**32 - 1)])
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.cause == "undecodable"
+    assert peak_bytes < 100_000
