@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmask.masks import Mask, select
 from fedmask.models import BaseModel, load_base
-from fedmask.runs.config import RunConfig, from_yaml, to_yaml
+from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.runs.folder import RunFolder
 from fedmask.training.delta import Delta
 from fedmask.wire.ledger import Ledger, full_finetuning_bytes_per_client_round
@@ -48,7 +48,7 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
         config.model.name, config.model.hub, config.model.path, config.model.weights, config.model.geometry
     )
     mask = select_mask(config, base)
-    folder.begin(to_yaml(config))
+    folder.begin(config)
     ledger = Ledger()
     recorder = _FolderObserver(folder, ledger, observer)
     strategy = MaskedAveraging(

@@ -17,8 +17,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from fedmask.errors import FedmaskError
-from fedmask.runs.config import RunConfig
+from fedmask.runs.config import RunConfig, to_dict
 from fedmask.runs.files import write_atomically
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
@@ -50,7 +52,7 @@ class RunFolder:
     def _holds_a_run(self) -> bool:
         return any((self.path / name).exists() for name in _ALL)
 
-    def begin(self, config_yaml: str) -> None:
+    def begin(self, config: RunConfig) -> None:
         """Clear an earlier run's files (and no others) and write the configuration."""
         for name in _ALL:
             old = self.path / name
@@ -59,7 +61,7 @@ class RunFolder:
             else:
                 old.unlink(missing_ok=True)
         self.clients.mkdir(parents=True)
-        write_atomically(self.path / CONFIG, config_yaml.encode())
+        write_atomically(self.path / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
         for name in (ROUNDS, COMMUNICATION):
             (self.path / name).touch()
 

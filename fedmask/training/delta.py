@@ -136,11 +136,13 @@ class Delta:
 
     def save(self, path: Path | str) -> None:
         """Write one adapter file: the same delta gives the same bytes. No time, no path, no pickle."""
-        metadata = {
+        described = {
             "format": ADAPTER_FORMAT,
             "recipe": self.recipe.to_bytes().decode(),
-            "base": json.dumps({"name": self.base_name, "weights": self.base_weights}, sort_keys=True),
+            "base": {"name": self.base_name, "weights": self.base_weights},
         }
+        # One entry: safetensors writes several in an order that changes from call to call.
+        metadata = {"fedmask": json.dumps(described, sort_keys=True)}
         write_atomically(Path(path), save({"values": torch.from_numpy(self.values)}, metadata=metadata))
 
     @classmethod
@@ -154,19 +156,17 @@ class Delta:
             raise FedmaskError(f"{path}: there is no such adapter file")
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != ADAPTER_FORMAT or "values" not in file.keys():  # noqa: SIM118 (not a dict)
+                described = json.loads((file.metadata() or {}).get("fedmask", "{}"))
+                if described.get("format") != ADAPTER_FORMAT:
                     raise FedmaskError(
-                        f"not a fedmask adapter (format {metadata.get('format')}, expected {ADAPTER_FORMAT})"
+                        f"not a fedmask adapter (format {described.get('format')}, expected {ADAPTER_FORMAT})"
                     )
                 values = file.get_tensor("values")
-            base = json.loads(metadata["base"])
-            return cls(
-                values, MaskRecipe.from_bytes(metadata["recipe"].encode()), str(base["name"]), str(base["weights"])
-            )
+            recipe = MaskRecipe.from_bytes(described["recipe"].encode())
+            return cls(values, recipe, str(described["base"]["name"]), str(described["base"]["weights"]))
         except FedmaskError as error:
             raise FedmaskError(f"{path}: {error}") from error
-        except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, OSError) as error:
+        except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError, TypeError, OSError) as error:
             raise FedmaskError(f"{path}: damaged adapter file ({error}); fetch or make it again") from error
 
 

@@ -65,12 +65,14 @@ class HeadLayout:
 
 def save_head(path: Path, layout: HeadLayout, packed: NDArray[np.float32]) -> None:
     """Write a head with its task and labels; the same head gives the same bytes."""
-    metadata = {
+    described = {
         "format": HEAD_FORMAT,
-        "head": json.dumps(
-            {"task": layout.task, "labels": layout.labels, "hidden_size": layout.hidden_size}, sort_keys=True
-        ),
+        "task": layout.task,
+        "labels": layout.labels,
+        "hidden_size": layout.hidden_size,
     }
+    # One entry: safetensors writes several in an order that changes from call to call.
+    metadata = {"fedmask": json.dumps(described, sort_keys=True)}
     write_atomically(path, save({"head": torch.from_numpy(np.ascontiguousarray(packed))}, metadata=metadata))
 
 
@@ -80,16 +82,13 @@ def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
         raise FedmaskError(f"{path}: there is no such head file; a run keeps its heads under clients/ in its folder")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != HEAD_FORMAT:
-                raise FedmaskError(
-                    f"{path}: not a fedmask head (format {metadata.get('format')}, expected {HEAD_FORMAT})"
-                )
-            head = json.loads(metadata["head"])
+            head = json.loads((file.metadata() or {}).get("fedmask", "{}"))
+            if head.get("format") != HEAD_FORMAT:
+                raise FedmaskError(f"{path}: not a fedmask head (format {head.get('format')}, expected {HEAD_FORMAT})")
             labels = None if head["labels"] is None else tuple(map(str, head["labels"]))
             layout = HeadLayout(str(head["task"]), labels, int(head["hidden_size"]))
             packed = file.get_tensor("head")
-    except (SafetensorError, KeyError, json.JSONDecodeError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
         if isinstance(error, FedmaskError):
             raise
         raise FedmaskError(f"{path}: damaged head file ({error})") from error

@@ -1,0 +1,1 @@
+"""What one client does with a mask: deltas, gradients, local steps, scoring."""
