@@ -9,12 +9,15 @@ import itertools
 import json
 import string
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -115,11 +118,13 @@ def _resolve(name: str, hub: str | None, path: str | None) -> _Source:
 
 
 def _in_hub_cache(hub: str) -> bool:
+    """Whether configuration and weights lie there: a download that was cut off leaves the configuration alone."""
     try:
         AutoConfig.from_pretrained(hub, local_files_only=True)
+        weights = [try_to_load_from_cache(hub, name) for name in ("model.safetensors", "model.safetensors.index.json")]
     except (OSError, ValueError):
         return False
-    return True
+    return any(isinstance(path, str) for path in weights)
 
 
 def _reachable(name: str, hub: str) -> _Source:
@@ -166,12 +171,16 @@ def _from_checkpoint(source: _Source) -> tuple[nn.Module, PreTrainedTokenizerBas
             use_safetensors=True,  # never a pickle
             dtype="auto",
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.location, local_files_only=source.local_files_only)
-    except (OSError, ValueError) as error:
+        tokenizer = _tokenizer_at(source.location, source.local_files_only)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that do not fit
         raise FedmaskError(
             f"{source.location}: not a model folder with safetensors and a tokenizer ({_first_line(error)})"
         ) from error
     parameters = dict(encoder.named_parameters())
+    if parameters.keys() <= set(loading["missing_keys"]):
+        raise FedmaskError(
+            f"{source.location}: none of the {len(parameters)} tensors of its {config.model_type} are there"
+        )
     with torch.no_grad():
         for missing in loading["missing_keys"]:
             if missing in parameters:
@@ -219,11 +228,20 @@ def _from_geometry(
 def _tokenizer_for(hub: str | None, path: str | None, vocab_size: int) -> PreTrainedTokenizerBase:
     """The model's own tokenizer where it is within reach, else MiniLM's where its ids fit, else the small one."""
     own = path if path is not None else hub
-    if own is not None and (path is not None or _in_hub_cache(own)):
-        return AutoTokenizer.from_pretrained(own, local_files_only=True)
+    if own is not None:
+        with suppress(OSError, ValueError):
+            return _tokenizer_at(own, local_files_only=True)
     if vocab_size >= 30522 and (folder := bundled_minilm()) is not None:
         return AutoTokenizer.from_pretrained(folder)
     return small_tokenizer()
+
+
+def _tokenizer_at(location: str, local_files_only: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer there. Raises ValueError where it knows no words: what transformers makes of a lack of files."""
+    tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local_files_only)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError("no tokenizer files")
+    return tokenizer
 
 
 def small_tokenizer() -> PreTrainedTokenizerBase:

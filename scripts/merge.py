@@ -45,10 +45,13 @@ def merge(own: dict[str, str], model_overrides: list[str]) -> None:
         raise FedmaskError(f"output={output}: already exists; name a new folder")
     delta = load_adapter(own["adapter"])
     head = Path(own["head"]) if "head" in own else None
-    if head is not None:
-        load_head(head)
+    layout = load_head(head)[0] if head is not None else None
     config = _base_config(delta.base_name, delta.base_weights, model_overrides)
     base = load_base(config.name, config.hub, config.path, config.weights, config.geometry)
+    if layout is not None and layout.hidden_size != base.hidden_size:
+        raise FedmaskError(
+            f"head={head}: the head is for hidden size {layout.hidden_size}, the model has {base.hidden_size}"
+        )
     merged = delta.merge(base.encoder)
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))

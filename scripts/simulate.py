@@ -39,7 +39,7 @@ def simulate(config: RunConfig) -> None:
     """The run asked for, then each baseline it is to be compared with, in the same process on the same data."""
     # Flower, torch and transformers take seconds to import: a mistyped override is told without them.
     from client.process import population
-    from fedmask.runs.console import communication_lines, console, results_table
+    from fedmask.runs.console import communication_lines, console, own_mix_table, results_table
     from fedmask.runs.folder import COMPARE, RunFolder, default_output
 
     config = dataclasses.replace(config, output=config.output or default_output(config, datetime.now()))
@@ -56,6 +56,8 @@ def simulate(config: RunConfig) -> None:
         summaries[baseline] = run(compared)
     console.print()
     console.print(results_table(summaries))
+    if config.data.partition == "dirichlet":
+        console.print(own_mix_table(summaries))
     for line in communication_lines(next(iter(summaries.values()))):
         console.print(line, markup=False)
     console.print(f"run folder: {output}", markup=False)

@@ -62,18 +62,26 @@ class RunProgress:
 
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """Test score by task, one column a run; the first run is the one asked for, the others its baselines."""
-    first = next(iter(summaries.values()))
-    table = Table(
-        title="test score by task (mean over the task's clients; worst client in brackets)", title_justify="left"
-    )
+    title = "test score by task (mean over the task's clients; worst client in brackets)"
+    return _table(title, summaries, "score", "worst_client_score")
+
+
+def own_mix_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Test score weighted to each client's own label mix, beside what needs no model at all."""
+    title = "the same on each client's own label mix (always guessing its majority label in brackets)"
+    return _table(title, summaries, "own_score", "own_majority_score")
+
+
+def _table(title: str, summaries: Mapping[str, Mapping[str, Any]], figure: str, beside: str) -> Table:
+    table = Table(title=title, title_justify="left")
     table.add_column("task")
     for name in summaries:
         table.add_column(name, justify="right")
-    for task in first["score"]:
-        cells = [f"{run['score'][task]:.3f} ({run['worst_client_score'][task]:.3f})" for run in summaries.values()]
-        table.add_row(task, *cells)
+    runs = list(summaries.values())
+    for task in runs[0][figure]:
+        table.add_row(task, *[f"{_number(run[figure].get(task))} ({_number(run[beside].get(task))})" for run in runs])
     table.add_section()
-    table.add_row("mean over tasks", *[_number(run["mean_score"]) for run in summaries.values()])
+    table.add_row("mean over tasks", *[_number(_mean(run[figure])) for run in runs])
     return table
 
 
@@ -92,3 +100,7 @@ def communication_lines(summary: Mapping[str, Any]) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _mean(scores: Mapping[str, float]) -> float | None:
+    return sum(scores.values()) / len(scores) if scores else None

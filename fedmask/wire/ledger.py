@@ -72,7 +72,7 @@ class Ledger:
         return _ratio(sum(line.payload_bytes for line in lines), len(lines))
 
     def bytes_per_client_round(self, direction: Direction) -> float:
-        """Wire bytes of everything but the mask, over the rounds that the clients took part in (were asked to train)."""
+        """Wire bytes of everything but the mask, over the rounds the clients took part in (were asked to train)."""
         lines = [line for line in self.lines if line.kind != "mask" and line.direction == direction]
         taken_part = {(line.client, line.round) for line in self.lines if line.kind == "train"}
         return _ratio(sum(line.wire_bytes for line in lines), len(taken_part))

@@ -210,6 +210,12 @@ def test_random_is_the_same_on_every_machine() -> None:
     assert chosen_entries(mask) == {"a": [18, 37], "b": [1, 24, 26, 30, 35, 36, 37, 45]}
 
 
+def test_random_above_one_half_draws_what_it_leaves_out() -> None:
+    model = Weights({"a": torch.ones(10, 10)})
+    few, many = (select(model, "random", density=density).indices["a"] for density in (0.1, 0.9))
+    np.testing.assert_array_equal(np.setdiff1d(np.arange(100), few), many)
+
+
 def test_random_depends_on_its_seed_and_not_on_the_weights() -> None:
     one, other = Weights({"a": torch.ones(50, 80)}), Weights({"a": torch.zeros(50, 80)})
     assert select(one, "random", density=0.1) == select(other, "random", density=0.1)

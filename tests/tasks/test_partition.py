@@ -4,6 +4,7 @@ import contextlib
 import io
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -132,6 +133,22 @@ def test_dirichlet_shares_a_class_out_by_dirichlet_proportions() -> None:
     variance = (1 / m) * (1 - 1 / m) / (m * alpha + 1)
     np.testing.assert_allclose(np.mean(shares, axis=0), 1 / m, atol=4 * np.sqrt(variance / 40))
     assert np.var(shares) == pytest.approx(variance, rel=0.3)
+
+
+def test_a_client_above_the_mean_gets_no_further_class() -> None:
+    task = make("one", [100, 100, 100])
+    for seed in range(10):
+        for client in partition([task], 5, "dirichlet", 0.1, seed=seed):
+            before_its_last_class = np.sum(client.train.labels < client.train.labels.max())
+            assert before_its_last_class <= 300 / 5
+
+
+def test_a_tiny_alpha_still_deals_out_every_row_without_a_warning() -> None:
+    task = make("one", [20, 20, 20, 20])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for seed in range(40):
+            assert label_totals(partition([task], 4, "dirichlet", 1e-4, seed=seed)).tolist() == [20, 20, 20, 20]
 
 
 def test_natural_goes_by_domain_in_turns() -> None:

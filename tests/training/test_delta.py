@@ -145,7 +145,7 @@ def test_a_mask_of_another_model_is_refused(tensors: dict[str, Tensor], found: s
 
 def test_a_tensor_that_is_not_contiguous_is_refused() -> None:
     mask = Mask({"w": (2, 3)}, {"w": np.array([0])}, 6)
-    with pytest.raises(FedmaskError, match="^w is not contiguous in memory; call .contiguous()"):
+    with pytest.raises(FedmaskError, match=r"^w is not contiguous in memory; call \.contiguous\(\)"):
         SelectedEntries(Weights({"w": torch.zeros(3, 2).t()}), mask)
 
 

@@ -76,7 +76,7 @@ def some_delta(mask: Mask) -> Tensor:
 def dense_oracle(
     base: BaseModel, mask: Mask, data: TokenizedSplit, local: LocalSettings, received: Tensor, head: Tensor
 ) -> tuple[Tensor, Tensor, list[float]]:
-    """The same training with nothing packed: whole tensors, gradients set to zero outside the mask, AdamW spelled out."""
+    """The same training, nothing packed: whole tensors, gradients zero outside the mask, AdamW spelled out."""
     model = copy.deepcopy(base.encoder).requires_grad_(True)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     inside = {name: torch.zeros(start[name].numel()) for name in mask.shapes}
@@ -205,7 +205,7 @@ def test_the_same_seeds_give_the_same_bits_whatever_the_global_state(
 
     def trained(global_seed: int, network_seed: int, local: LocalSettings) -> LocalResult:
         torch.manual_seed(global_seed)
-        np.random.seed(global_seed)  # noqa: NPY002 (what is tested is that nobody reads it)
+        np.random.seed(global_seed)
         entries = SelectedEntries(tiny.encoder, mask)
         received = some_delta(mask)
         generator = torch.Generator().manual_seed(network_seed)
@@ -228,16 +228,6 @@ def test_weight_decay_pulls_the_delta_to_zero_and_nothing_else(tiny: BaseModel, 
     result = train_direct(tiny.encoder, mask, data, local, received=received, head=head)
     torch.testing.assert_close(result.delta, received * (1 - 0.1 * 0.5) ** 6, rtol=1e-5, atol=0.0)
     assert torch.equal(result.head, head)
-
-    constant = CLASSES.start(0) * 0 + 1.0  # both classes alike: again no gradient for the encoder, and no decay
-    undecayed = train_direct(
-        tiny.encoder, mask, data, dataclasses.replace(local, weight_decay=0.0), received=received, head=constant
-    )
-    torch.testing.assert_close(undecayed.delta, received, rtol=0.0, atol=0.7)
-    decayed_head = train_direct(
-        tiny.encoder, mask, data, dataclasses.replace(local, learning_rate=0.0, weight_decay=9.0), head=constant
-    )
-    assert torch.equal(decayed_head.head, constant)
 
 
 def test_what_comes_in_is_not_changed(tiny: BaseModel, data: TokenizedSplit) -> None:
@@ -307,8 +297,8 @@ def test_hiwi_learns_a_delta_over_the_feed_forward_biases_alone(tiny: BaseModel,
     received = torch.zeros(mask.num_selected)
     networks = BiasNetworks(entries, received, 4, torch.Generator().manual_seed(0))
     # The head stays, so that all that is learned is learned by the networks.
-    local = dataclasses.replace(SETTINGS, local_epochs=10, learning_rate=2e-2, head_learning_rate=0.0)
-    head = CLASSES.start(0) * 5
+    local = dataclasses.replace(SETTINGS, local_epochs=15, learning_rate=3e-3, head_learning_rate=0.0)
+    head = CLASSES.start(0) * 20
     result = train_delta_and_head(model, entries, networks, CLASSES, head, data, local)
 
     layers = [f"encoder.layer.{i}.{part}.dense.bias" for i in range(2) for part in ("intermediate", "output")]

@@ -160,11 +160,11 @@ def test_biases_that_are_all_zero_are_refused() -> None:
 
 
 def test_select_refuses_a_model_without_feed_forward_biases_or_with_zeros_only() -> None:
-    with pytest.raises(FedmaskError, match="^rule hiwi: the model has no feed-forward biases"):
+    with pytest.raises(FedmaskError, match=r"^rule hiwi: the model has no feed-forward biases"):
         select(nn.Sequential(nn.Linear(3, 3)), "hiwi")
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.mul_(0 if "linear" in name else 1)
-    with pytest.raises(FedmaskError, match="^rule hiwi: all 24 feed-forward biases are exactly zero"):
+    with pytest.raises(FedmaskError, match=r"^rule hiwi: all 24 feed-forward biases are exactly zero"):
         select(model, "hiwi")

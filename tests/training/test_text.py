@@ -13,7 +13,7 @@ from fedmask.tasks.task import Split
 from fedmask.training.text import EVALUATION_BATCH_SIZE, TokenizedSplit, encode, mean_pooled, tokenize
 
 CPU = torch.device("cpu")
-WORDS = "the plot of this film was so thin that a cat could have written it in one night".split()
+WORDS = ("plot", "film", "so", "thin", "that", "a", "cat", "could", "have", "written", "it", "in", "one", "night")
 SIZES = {"hidden_dropout_prob": 0.0, "vocab_size": 1461, "pad_token_id": 0}
 
 
@@ -74,7 +74,7 @@ def test_features_are_the_mean_hidden_states_of_each_text(tiny: BaseModel, encod
 
 
 def test_padding_does_not_change_features(tiny: BaseModel, encoder: nn.Module) -> None:
-    tokens = tokenize(unlabelled(("a cat", " ".join(WORDS * 2))), tiny.tokenizer, encoder, max_length=128)
+    tokens = tokenize(unlabelled(("a cat", " ".join(WORDS * 3))), tiny.tokenizer, encoder, max_length=128)
     padded, alone = tokens.batch([0, 1], CPU), tokens.batch([0], CPU)
     assert padded["input_ids"].shape[1] > alone["input_ids"].shape[1]
     with torch.no_grad():
