@@ -71,15 +71,7 @@ class Setup:
                 **raw,
             )
             mask = _mask(kind, mask_bytes)
-        except (
-            struct.error,
-            KeyError,
-            TypeError,
-            AttributeError,
-            json.JSONDecodeError,
-            UnicodeDecodeError,
-            FedmaskError,
-        ) as error:
+        except (struct.error, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise RejectedMessage("undecodable", f"setup of {len(data)} bytes cannot be read: {error}") from error
         return cls(settings, mask)
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import DictConfig
 
 import server.compose
 from fedmask.runs.config import KEYS, SECTIONS, ConfigError, from_yaml, to_dict
@@ -19,6 +21,23 @@ def faults_of(*overrides: str) -> tuple[str, ...]:
         compose(overrides)
     assert str(caught.value).splitlines() == list(caught.value.faults)
     return caught.value.faults
+
+
+@pytest.fixture(scope="module")
+def compositions() -> dict[tuple[str, ...], DictConfig]:
+    return {}
+
+
+@pytest.fixture
+def composed_once(compositions: dict[tuple[str, ...], DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra takes a tenth of a second for the same files each time: for the tests of what happens around it, once."""
+
+    def remembered(name: str, overrides: list[str]) -> DictConfig:
+        if tuple(overrides) not in compositions:
+            compositions[tuple(overrides)] = hydra_compose(name, overrides=overrides)
+        return compositions[tuple(overrides)]
+
+    monkeypatch.setattr(server.compose, "hydra_compose", remembered)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -170,6 +189,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         ("${seed}", "${seed}"),
     ],
 )
+@pytest.mark.usefixtures("composed_once")
 def test_paths_are_taken_as_written(written: str, read: str | None) -> None:
     config = compose([f"output={written}", f"model.path={written}"])
     assert (config.output, config.model.path) == (read, read)
@@ -276,6 +296,7 @@ LIST = "a list is written [a,b]"
         ("mask.rank=4", "mask.rank=4: mask=pafi takes no rank; leave it out, or take mask=hiwi"),
     ],
 )
+@pytest.mark.usefixtures("composed_once")
 def test_one_bad_override_is_one_line(
     override: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

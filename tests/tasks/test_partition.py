@@ -58,7 +58,7 @@ def assert_sound(clients: tuple[ClientData, ...], tasks: list[Task]) -> None:
     assert max(dealt.values()) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.integers(8, 30), min_size=2, max_size=4),
     st.integers(1, 5),

@@ -297,7 +297,7 @@ def test_hiwi_learns_a_delta_over_the_feed_forward_biases_alone(tiny: BaseModel,
     received = torch.zeros(mask.num_selected)
     networks = BiasNetworks(entries, received, 4, torch.Generator().manual_seed(0))
     # The head stays, so that all that is learned is learned by the networks.
-    local = dataclasses.replace(SETTINGS, local_epochs=15, learning_rate=3e-3, head_learning_rate=0.0)
+    local = dataclasses.replace(SETTINGS, local_epochs=30, learning_rate=3e-3, head_learning_rate=0.0)
     head = CLASSES.start(0) * 20
     result = train_delta_and_head(model, entries, networks, CLASSES, head, data, local)
 

@@ -1,7 +1,5 @@
 """fedmask.wire.messages: what is packed comes back, in one array; and the bytes of a message as Flower makes them."""
 
-from collections.abc import Iterator
-
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -24,13 +22,9 @@ NODE = 2**62 + 1
 
 
 @pytest.fixture(autouse=True, scope="module")
-def flower_identity() -> Iterator[None]:
+def flower_identity() -> None:
     """Flower makes no message outside a run."""
-    before = vars(TaskIdentity).copy()
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 7
-    yield
-    for name in ("run_id", "task_id", "node_id"):
-        setattr(TaskIdentity, name, before[name])
 
 
 def message(content: RecordDict, kind: str = "train") -> Message:
