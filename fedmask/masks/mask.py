@@ -242,7 +242,7 @@ def _split(data: bytes) -> tuple[str, bytes, bytes]:
         header = decompressor.decompress(data[_PREFIX.size : end], header_bytes + 1)
     except zlib.error as error:
         raise FedmaskError(f"mask bytes: damaged header ({error}); send them again") from None
-    if len(header) != header_bytes or not decompressor.eof or decompressor.unused_data or end > len(data):
+    if len(header) != header_bytes or not decompressor.eof or decompressor.unused_data:
         raise FedmaskError("mask bytes: damaged header (wrong length); send them again")
     return digest.hex(), header, data[end:]
 

@@ -192,6 +192,11 @@ HUGE = 1 << 40
             "mask bytes: a header of 2,147,483,648 bytes, at most 4,194,304 are read",
         ),
         (forged(bytes(1 << 24), header_bytes=100), "mask bytes: damaged header (wrong length); send them again"),
+        (forged(b"[]", header_bytes=100), "mask bytes: damaged header (wrong length); send them again"),
+        (
+            forged(json.dumps([9, [["a", [10**4000, 10**4000], 1, 0, 0]]]).encode()),
+            "mask bytes: damaged header (a tensor's line); send them again",
+        ),
         (forged(b"{"), "mask bytes: damaged (not JSON); send it again"),
         (forged(b"[" * 100_000), "mask bytes: damaged (not JSON); send it again"),
         (forged(b"1" * 5000), "mask bytes: damaged (not JSON); send it again"),
