@@ -113,7 +113,7 @@ def evaluate(message: Message, context: Context) -> Message:
     delta, head = _start(client, received)
     if client.shares_head:
         client.state.keep_head(client.layout, head)  # the model this client would use from now on
-    outputs = client.layout.outputs(head, _features(client, delta, version, split))
+    outputs = client.layout.outputs(head, _features(client, delta, split))
     labels = client.run.texts.split(client.data.task, split).labels
     counts = count(client.data.task, outputs, labels, client.data.label_mix)
     metrics = {
@@ -219,10 +219,10 @@ def _update(name: str, layout_digest: str, local: Tensor, start: Tensor) -> byte
     return frame(NamedVector(name, layout_digest, (local - start).numpy().astype(np.float32, copy=False)))
 
 
-def _features(client: Client, delta: Tensor, version: int, split: str) -> Tensor:
+def _features(client: Client, delta: Tensor, split: str) -> Tensor:
     settings, task = client.run.settings, client.data.task
     if not settings.trains_delta:
         return client.run.texts.base_features(split, task.name)
     if settings.exchanges_delta:
-        return client.run.features(version, delta, task, split)
+        return client.run.features(delta, task, split)
     return client.run.encode_with(delta, task, split)

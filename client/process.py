@@ -80,7 +80,7 @@ class RunInProcess:
             self.mask = setup.mask
         self.entries = None if self.mask is None else SelectedEntries(base.encoder, self.mask)
         self._received: dict[tuple[int, str, str], NamedVector] = {}
-        self._features: tuple[int, dict[tuple[str, str], Tensor]] = (-1, {})
+        self._features: tuple[Tensor, dict[tuple[str, str], Tensor]] = (torch.zeros(0), {})
 
     def keep(self, version: int, vectors: dict[str, NamedVector]) -> None:
         """Remember what was received with this version of the global state; older versions are forgotten."""
@@ -91,10 +91,11 @@ class RunInProcess:
     def received(self, version: int, name: str, layout_digest: str) -> NamedVector | None:
         return self._received.get((version, name, layout_digest))
 
-    def features(self, version: int, delta: Tensor, task: Task, split: str) -> Tensor:
-        """Features (n, H) of a split under this version's global delta; encoded once for all clients of the task."""
-        if self._features[0] != version:
-            self._features = (version, {})
+    def features(self, delta: Tensor, task: Task, split: str) -> Tensor:
+        """Features (n, H) of a split under the global delta; encoded once for all clients of the task."""
+        # By its values, not by its version: a run that is started again counts its versions again.
+        if not torch.equal(self._features[0], delta):
+            self._features = (delta, {})
         cached = self._features[1]
         if (task.name, split) not in cached:
             cached[(task.name, split)] = self.encode_with(delta, task, split)

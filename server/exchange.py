@@ -5,6 +5,7 @@ back in client order, each as soon as all before it have come, so that a sum ove
 order of arrival, and none has to be held longer than that order needs.
 """
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +17,16 @@ from flwr.serverapp import Grid
 
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
+from fedmask.tasks.metrics import METRICS
 from fedmask.wire.ledger import Direction, Ledger
 from fedmask.wire.messages import config_of, pack, payload_of, whole_number, wire_bytes, word
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame_sizes
+
+MAX_HEAD_SIZE = 2**24
+"""Numbers in a head above which a client's word is not taken for it: the server holds shared heads in memory."""
+
+_LAYOUT_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -121,14 +128,13 @@ class Exchange:
             raise FedmaskError(f"two nodes claim client_id {client_id}; give every client a partition-id of its own")
         if mask_digest != self.mask_digest:
             raise FedmaskError(f"client {client_id} has mask {mask_digest}, the server's is {self.mask_digest}")
-        self.members[client_id] = Member(
-            client_id,
-            node_id,
-            word(facts, "task"),
-            word(facts, "metric"),
-            word(facts, "head-layout"),
-            whole_number(facts, "head-size"),
-        )
+        metric, layout, size = word(facts, "metric"), word(facts, "head-layout"), whole_number(facts, "head-size")
+        if metric not in METRICS or not _LAYOUT_DIGEST.fullmatch(layout) or not 0 < size <= MAX_HEAD_SIZE:
+            raise FedmaskError(
+                f"client {client_id} has metric {metric!r}, head layout {layout!r} and head size {size}, which this "
+                "server does not know; run the same version of fedmask on both"
+            )
+        self.members[client_id] = Member(client_id, node_id, word(facts, "task"), metric, layout, size)
         self._client_ids[node_id] = client_id
 
     # ---- rounds ------------------------------------------------------------------------------------------------

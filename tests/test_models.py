@@ -329,6 +329,8 @@ def test_tiny_is_small_seeded_and_has_a_tokenizer_of_its_own(tiny: BaseModel) ->
     again = load_base("tiny", geometry=geometry)
     assert again is not tiny
     assert again.digest == tiny.digest
+    assert not any(module.training for module in again.encoder.modules())  # dropout is off
+    assert not any(parameter.requires_grad for parameter in again.encoder.parameters())
 
 
 def test_the_small_tokenizer_reads_any_english_and_survives_its_file(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Two clients of one small task on the tiny model, spoken to as a server would."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from client.app import app
+from fedmask.masks import Mask, select
+from fedmask.models import BaseModel
+from fedmask.wire.messages import pack
+from fedmask.wire.setup import Settings, Setup
+from server.app import settings_for
+from server.compose import compose
+from server.local_grid import LocalGrid
+
+TASK = """
+import random
+from fedmask import Task
+
+
+def rows(seed, size):
+    generator = random.Random(seed)
+    for _ in range(size):
+        label = generator.randrange(2)
+        yield f"{('bad', 'good')[label]} {generator.choice('abcdefgh')}", "ny"[label]
+
+
+def only():
+    return Task("only", rows("t", 20), rows("v", 10), rows("s", 12))
+"""
+
+
+@pytest.fixture(scope="session")
+def mask(tiny: BaseModel) -> Mask:
+    return select(tiny.encoder, rule="pafi", density=0.01, base_digest=tiny.digest)
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Settings:
+    (tmp_path / "small.py").write_text(TASK)
+    config = compose(
+        [
+            "model=tiny",
+            "mask.density=0.01",
+            "data=python",
+            f"data.root={tmp_path}",
+            "data.tasks=['small:only']",
+            "data.examples_per_client=10",
+            "client.batch_size=5",
+            "clients=2",
+            "threads=1",
+        ]
+    )
+    return settings_for(config, tmp_path / "clients")
+
+
+class Federation:
+    """A server's view: `tell` a client its setup, `ask` it something."""
+
+    def __init__(self, told: Settings, mask: Mask) -> None:
+        self.told, self.mask = told, mask
+        self.grid = LocalGrid(app, 2, seed=random.Random(0).randrange(10**6))
+        self.nodes = list(self.grid.get_node_ids())
+
+    def tell(self, client: int, payload: bytes | None = None) -> Message:
+        if payload is None:
+            payload = Setup(self.told, self.mask.recipe).to_bytes()
+        return self._send(client, Message(pack(payload), self.nodes[client], "query.mask", group_id="0"))
+
+    def ask(self, kind: str, client: int, payload: bytes = b"", **config: Any) -> Message:
+        return self._send(client, Message(pack(payload, config=config), self.nodes[client], kind, group_id="1"))
+
+    def _send(self, client: int, message: Message) -> Message:
+        (reply,) = self.grid.send_and_receive([message])
+        return reply
+
+
+@pytest.fixture
+def federation(told: Settings, mask: Mask) -> Callable[..., Federation]:
+    def make(**changes: Any) -> Federation:
+        client = replace(told.client, head=changes.pop("head", "local"))
+        return Federation(replace(told, client=client, **changes), mask)
+
+    return make

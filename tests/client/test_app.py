@@ -1,0 +1,225 @@
+"""client.app: message in, message out; what a client lacks it names, and what it must not send it does not send."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+import client.process
+from fedmask.errors import MaskMismatchError
+from fedmask.masks import Mask, MaskRecipe
+from fedmask.models import BaseModel
+from fedmask.wire.messages import config_of, metrics_of, payload_of
+from fedmask.wire.setup import Setup
+from fedmask.wire.vectors import NamedVector, frame, unframe
+
+Federate = Callable[..., Any]
+
+
+def zeros(mask: Mask) -> bytes:
+    return frame(NamedVector("delta", mask.digest, np.zeros(mask.num_selected, np.float32)))
+
+
+def test_a_client_introduces_itself_and_proves_the_mask(federation: Federate, mask: Mask) -> None:
+    facts = dict(config_of(federation().tell(1).content))
+    assert len(str(facts.pop("head-layout"))) == 64
+    assert facts == {
+        "client-id": 1,
+        "task": "only",
+        "metric": "accuracy",
+        "mask-digest": mask.digest,
+        "head-size": 2 * 65,
+    }
+
+
+def test_it_keeps_the_setup_in_its_context_and_nothing_large(federation: Federate) -> None:
+    talk = federation()
+    talk.tell(0)
+    state = talk.grid.context(talk.nodes[0]).state
+    assert list(state) == ["setup"]
+    assert state.config_records["setup"]["bytes"] == Setup(talk.told, talk.mask.recipe).to_bytes()
+    assert len(state.config_records["setup"]["bytes"]) < 2000
+    assert list(talk.grid.context(talk.nodes[1]).state) == []
+
+
+def test_training_answers_with_the_update_and_what_it_weighs(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    reply = talk.ask("train", 0, zeros(mask), round=1, version=0)
+    found = unframe(payload_of(reply.content), [("delta", mask.digest, mask.num_selected)])["delta"].values
+    assert np.count_nonzero(found) > 0.9 * found.size
+    assert set(metrics_of(reply.content)) == {"num-examples", "train-loss"}
+    assert metrics_of(reply.content)["num-examples"] == 10
+    assert dict(config_of(reply.content)) == {}
+
+
+def test_the_update_is_local_minus_received(federation: Federate, mask: Mask) -> None:
+    talk = federation(head="frozen")
+    talk.tell(0)
+    layout = [("delta", mask.digest, mask.num_selected)]
+    first = unframe(payload_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content), layout)["delta"]
+    start = frame(NamedVector("delta", mask.digest, first.values))
+    update = unframe(payload_of(talk.ask("train", 0, start, round=2, version=1).content), layout)["delta"].values
+    # Adam's steps are as large as its rate: two batches of 0.01. The local delta itself would be near twice that.
+    assert np.abs(update).max() <= 2 * 0.01 * 1.01
+    assert np.abs(update + first.values).max() > 2 * 0.01 * 1.5
+
+
+def test_the_base_model_is_as_it_was_after_every_message(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    encoder = client.process.texts_for(talk.told).base.encoder
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    ones = frame(NamedVector("delta", mask.digest, np.ones(mask.num_selected, np.float32)))
+    talk.ask("train", 0, ones, round=1, version=0)
+    talk.ask("evaluate", 0, round=1, version=0, split="validation")
+    assert all(before[name].equal(tensor) for name, tensor in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(("kind", "more"), [("train", {"round": 1}), ("evaluate", {"split": "test"})])
+def test_a_client_without_its_mask_says_so(
+    federation: Federate, mask: Mask, kind: str, more: dict[str, object]
+) -> None:
+    reply = federation().ask(kind, 0, zeros(mask), version=0, **more)
+    assert dict(config_of(reply.content)) == {"missing": "mask"}
+    assert payload_of(reply.content) == b""
+
+
+@pytest.mark.parametrize(("kind", "more"), [("train", {"round": 1}), ("evaluate", {"split": "test"})])
+def test_a_client_without_the_vectors_of_this_version_says_so(
+    federation: Federate, mask: Mask, kind: str, more: dict[str, object]
+) -> None:
+    talk = federation()
+    talk.tell(0)
+    talk.ask("evaluate", 0, zeros(mask), version=4, split="validation")
+    assert "counts" in metrics_of(talk.ask("evaluate", 0, version=4, split="test").content)
+    assert dict(config_of(talk.ask(kind, 0, version=5, **more).content)) == {"missing": "vectors"}
+    client.process._run_in_process.cache_clear()  # the process was restarted, the context was not
+    assert dict(config_of(talk.ask(kind, 0, version=4, **more).content)) == {"missing": "vectors"}
+
+
+def test_scoring_answers_with_counts_of_the_whole_split(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    for split, total in (("validation", 10), ("test", 12)):
+        reply = talk.ask("evaluate", 0, zeros(mask), version=0, split=split)
+        metrics = metrics_of(reply.content)
+        assert set(metrics) == {"counts", "own-counts", "majority-counts"}
+        assert metrics["counts"][1] == total  # type: ignore[index]
+        assert payload_of(reply.content) == b""
+
+
+def test_vectors_of_another_mask_are_refused_with_an_error_reply(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    other = frame(NamedVector("delta", "ab" * 32, np.zeros(mask.num_selected, np.float32)))
+    reply = talk.ask("train", 0, other, round=1, version=0)
+    assert reply.has_error()
+    assert "has layout " + "ab" * 16 in str(reply.error.reason)
+
+
+@pytest.mark.parametrize("config", [{"version": 0}, {"round": "1", "version": 0}, {"round": 1}])
+def test_a_request_without_its_facts_is_refused(federation: Federate, mask: Mask, config: dict[str, Any]) -> None:
+    talk = federation()
+    talk.tell(0)
+    reply = talk.ask("train", 0, zeros(mask), **config)
+    assert reply.has_error()
+    assert "expected a whole number" in str(reply.error.reason)
+
+
+def test_a_setup_that_cannot_be_read_is_refused_and_not_kept(federation: Federate) -> None:
+    talk = federation()
+    reply = talk.tell(0, b"\xff\x00\x00\x00{}")
+    assert reply.has_error()
+    assert "setup of 6 bytes cannot be read" in str(reply.error.reason)
+    assert list(talk.grid.context(talk.nodes[0]).state) == []
+
+
+def test_a_mask_of_other_base_weights_is_refused_naming_both_and_not_kept(
+    federation: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mismatch(*_: object) -> Mask:
+        raise MaskMismatchError("digest aa, expected bb")
+
+    monkeypatch.setattr(MaskRecipe, "rebuild", mismatch)
+    talk = federation()
+    facts = dict(config_of(talk.tell(1).content))
+    assert facts == {"client-id": 1, "mask-mismatch": "digest aa, expected bb"}
+    assert list(talk.grid.context(talk.nodes[1]).state) == []
+    by_indices = config_of(talk.tell(1, Setup(talk.told, talk.mask).to_bytes()).content)
+    assert by_indices["mask-digest"] == talk.mask.digest
+
+
+def test_a_client_beyond_the_federation_is_refused(federation: Federate) -> None:
+    talk = federation(clients=1)
+    reply = talk.tell(1)
+    assert reply.has_error()
+    assert "client 1 is not in this federation of 1 clients" in str(reply.error.reason)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Heads and baselines
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def head_file(talk: Any, number: int) -> Path:
+    return Path(talk.told.state_folder) / f"client-{number:05d}" / "head.safetensors"
+
+
+def test_a_local_head_goes_on_from_where_it_was(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    heads = []
+    for server_round in (1, 2):
+        talk.ask("train", 0, zeros(mask), round=server_round, version=0)
+        heads.append(head_file(talk, 0).read_bytes())
+    assert heads[0] != heads[1]
+    assert not head_file(talk, 1).exists()
+
+
+def test_a_shared_head_travels_and_is_kept_when_it_was_scored(
+    federation: Federate, mask: Mask, tiny: BaseModel
+) -> None:
+    talk = federation(head="shared")
+    facts = config_of(talk.tell(0).content)
+    head = ("head", str(facts["head-layout"]), 130)
+    payload = zeros(mask) + frame(NamedVector("head", head[1], np.full(130, 0.5, np.float32)))
+    reply = talk.ask("train", 0, payload, round=1, version=0)
+    found = unframe(payload_of(reply.content), [head, ("delta", mask.digest, mask.num_selected)])
+    assert set(found) == {"head", "delta"}
+    assert 0 < np.abs(found["head"].values).max() <= 2 * 0.005 * 1.01  # two steps of Adam at its rate
+    assert not head_file(talk, 0).exists()
+    talk.ask("evaluate", 0, payload, version=0, split="test")
+    assert head_file(talk, 0).exists()
+
+
+def test_the_frozen_baseline_trains_heads_only_and_sends_nothing(federation: Federate) -> None:
+    talk = federation(baseline="frozen")
+    reply = talk.tell(0, Setup(talk.told, None).to_bytes())
+    assert config_of(reply.content)["mask-digest"] == ""
+    reply = talk.ask("train", 0, round=1, version=0)
+    assert payload_of(reply.content) == b""
+    assert metrics_of(reply.content)["num-examples"] == 10
+    assert [path.name for path in head_file(talk, 0).parent.iterdir()] == ["head.safetensors"]
+
+
+def test_alone_a_client_keeps_its_own_delta_and_sends_nothing(federation: Federate) -> None:
+    talk = federation(baseline="alone")
+    talk.tell(0)
+    assert payload_of(talk.ask("train", 0, round=1, version=0).content) == b""
+    adapter = head_file(talk, 0).with_name("adapter.safetensors")
+    first = adapter.read_bytes()
+    talk.ask("train", 0, round=2, version=1)
+    assert adapter.read_bytes() != first
+
+
+def test_a_node_that_lost_its_state_starts_like_a_new_one(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    talk.grid.context(talk.nodes[0]).state = RecordDict()
+    assert config_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content)["missing"] == "mask"
+    talk.tell(0)
+    assert payload_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content)

@@ -1,0 +1,102 @@
+"""client.process: one base model, one mask and one tokenization for all clients of a process."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import client.process
+from client.process import population, run_in_process, texts_for
+from fedmask.errors import FedmaskError
+from fedmask.masks import Mask
+from fedmask.training.text import encode
+from fedmask.wire.setup import Settings, Setup
+from fedmask.wire.vectors import NamedVector
+
+
+@pytest.fixture
+def run(told: Settings, mask: Mask) -> Any:
+    return run_in_process(Setup(told, mask.recipe).to_bytes())
+
+
+def vector(mask: Mask, value: float) -> NamedVector:
+    return NamedVector("delta", mask.digest, np.full(mask.num_selected, value, np.float32))
+
+
+def test_clients_with_the_same_setup_share_one_run(told: Settings, mask: Mask, run: Any) -> None:
+    assert run_in_process(Setup(told, mask.recipe).to_bytes()) is run
+    other = run_in_process(Setup(replace(told, rank=2), mask.recipe).to_bytes())
+    assert other is not run
+    assert other.texts is run.texts  # the same data and model under another way of training
+
+
+def test_a_setup_that_fails_is_not_remembered(told: Settings, mask: Mask) -> None:
+    setup_bytes = Setup(replace(told, data=replace(told.data, root="/nowhere")), mask.recipe).to_bytes()
+    for _ in range(2):
+        with pytest.raises(FedmaskError, match="data.root=/nowhere: no such folder"):
+            run_in_process(setup_bytes)
+
+
+def test_threads_are_the_setups(told: Settings, mask: Mask) -> None:
+    try:
+        run_in_process(Setup(replace(told, threads=2), mask.recipe).to_bytes())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_text_is_tokenized_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = client.process.tokenize
+    monkeypatch.setattr(client.process, "tokenize", lambda *args: calls.append(1) or real(*args))
+    task = run.texts.client(0).task
+    first = run.texts.split(task, "validation")
+    assert run.texts.split(task, "validation") is first
+    assert run.texts.training(0) is run.texts.training(0)
+    assert len(calls) == 2
+
+
+def test_received_vectors_are_kept_for_one_version(run: Any, mask: Mask) -> None:
+    run.keep(3, {"delta": vector(mask, 1)})
+    kept = run.received(3, "delta", mask.digest)
+    assert kept is not None
+    assert kept.values[0] == 1
+    assert run.received(2, "delta", mask.digest) is None
+    assert run.received(3, "delta", "ab" * 32) is None
+    run.keep(3, {})
+    assert run.received(3, "delta", mask.digest) is kept
+    run.keep(4, {})
+    assert run.received(3, "delta", mask.digest) is None
+
+
+def test_features_are_those_of_the_delta_and_encoded_once(
+    run: Any, mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, delta = run.texts.client(0).task, torch.full((mask.num_selected,), 0.1)
+    with run.entries.written(delta):
+        expected = encode(run.texts.base.encoder, run.texts.split(task, "test"))
+    calls = []
+    real = client.process.encode
+    monkeypatch.setattr(client.process, "encode", lambda *args: calls.append(1) or real(*args))
+    assert run.features(delta, task, "test").equal(expected)
+    assert run.features(delta.clone(), task, "test").equal(expected)
+    assert len(calls) == 1
+    assert not run.features(torch.zeros(mask.num_selected), task, "test").equal(expected)
+    assert len(calls) == 2
+
+
+def test_population_is_told_once_and_pooled_keeps_all_rows(told: Settings) -> None:
+    clients = population(told.data, 2, 0)
+    assert population(told.data, 2, 0) is clients
+    (pooled,) = population(told.data, 2, 0, pooled=True)
+    assert sorted(pooled.train.text_a) == sorted(clients[0].train.text_a + clients[1].train.text_a)
+    assert texts_for(replace(told, baseline="central")).clients == (pooled,)
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_client_that_is_not_there(run: Any, number: int) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        run.texts.client(number)
+    assert str(caught.value) == f"client {number} is not in this federation of 2 clients"
