@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
@@ -70,18 +71,34 @@ def load_base(
     weights: str = "pretrained",
     geometry: Mapping[str, int | float | str] | None = None,
 ) -> BaseModel:
-    """Load an encoder once per process; later calls with the same arguments return the same object.
+    """Load an encoder once per process; later calls with the same arguments return the same object, unless the files of
+    the folder have changed.
 
     The order for pretrained weights is `path` (a folder or a hub name), the local hub cache, for MiniLM the bundled
     package, the hub. A model without a hub name (`tiny`) is made from its geometry and a seed.
 
     Raises FedmaskError where nothing is found, where a file is not the one it should be, and for decoder-only models.
     """
-    return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None)
+    return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None, _stamp(path))
+
+
+def _stamp(path: str | None) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of a folder's files: what tells that it was written anew."""
+    if path is None or not Path(path).is_dir():
+        return ()
+    files = sorted(file for file in Path(path).iterdir() if file.is_file())
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 @lru_cache(maxsize=2)
-def _load_base(name: str, hub: str | None, path: str | None, weights: str, geometry: str | None) -> BaseModel:
+def _load_base(
+    name: str,
+    hub: str | None,
+    path: str | None,
+    weights: str,
+    geometry: str | None,
+    stamp: tuple[tuple[str, int, int], ...],
+) -> BaseModel:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if weights == "random" or (path is None and hub is None):
@@ -192,7 +209,7 @@ def _encoder_config(load: Callable[[], Any], location: str) -> Any:
     """The model's configuration, if it is an encoder's."""
     try:
         config = load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise FedmaskError(f"{location}: no model configuration there ({_first_line(error)})") from error
     kind = config.model_type
     decoder_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES

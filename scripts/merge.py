@@ -102,7 +102,7 @@ def _base_config(name: str, weights: str, overrides: list[str]) -> ModelConfig:
     if name in groups()["model"]:
         return compose([f"model={name}", f"model.weights={weights}"]).model
     if name.count("/") == 1:
-        return compose([f"model.path={name}"]).model
+        return compose([f"model.path={name}", f"model.weights={weights}"]).model
     raise FedmaskError(
         f"the adapter's base model {name} is no configuration of conf/model; give its folder with model.path="
     )

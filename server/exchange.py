@@ -79,48 +79,58 @@ class Exchange:
         """Send mask and settings to every node, once. A recipe goes out first; a client whose rebuilt mask has another
         digest is sent the indices themselves.
 
-        Raises FedmaskError where a client cannot take part, or two nodes claim one client_id.
+        Raises FedmaskError where a client that answers cannot take part, or two nodes claim one client_id.
         """
         nodes = _await_nodes(grid, num_clients, timeout)
         self._observer.stage_started(0, "mask", len(nodes))
-        self._introduce(grid, nodes, 0, timeout)
+        failed = self._introduce(grid, nodes, 0, timeout)
+        if failed:
+            raise FedmaskError(f"{len(failed)} of {len(nodes)} clients cannot take part: {next(iter(failed.values()))}")
         if not self.members:
             raise FedmaskError("no client took the mask: none answered in time")
 
-    def _introduce(self, grid: Grid, nodes: list[int], server_round: int, timeout: float) -> None:
+    def _introduce(self, grid: Grid, nodes: list[int], server_round: int, timeout: float) -> dict[int, str]:
+        """Returns by node id why a client cannot take part."""
         mask = self._mask
         recipe = None if mask is None else mask.recipe
-        refused = self._introduce_with(grid, nodes, Setup(self._settings, recipe or mask), server_round, timeout)
+        refused, failed = self._introduce_with(
+            grid, nodes, Setup(self._settings, recipe or mask), server_round, timeout
+        )
         if refused and recipe is not None:
-            refused = self._introduce_with(grid, refused, Setup(self._settings, mask), server_round, timeout)
-        if refused:
-            raise FedmaskError(
-                f"{len(refused)} of {len(nodes)} clients cannot use the mask {self.mask_digest[:12]}, "
-                "not even by its indices: their base model has other tensors"
-            )
+            refused, more = self._introduce_with(grid, refused, Setup(self._settings, mask), server_round, timeout)
+            failed |= more
+        other_tensors = (
+            f"its base model has other tensors than the mask {self.mask_digest[:12]}, even the indices do not help"
+        )
+        return failed | dict.fromkeys(refused, other_tensors)
 
     def _introduce_with(
         self, grid: Grid, nodes: list[int], setup: Setup, server_round: int, timeout: float
-    ) -> list[int]:
-        """Returns the nodes whose base weights give another mask."""
+    ) -> tuple[list[int], dict[int, str]]:
+        """Returns the nodes whose base weights give another mask, and by node id what else went wrong."""
         setup_bytes = setup.to_bytes()
         messages = [Message(pack(setup_bytes), node, "query.mask", group_id=str(server_round)) for node in nodes]
         sizes = {message.metadata.dst_node_id: wire_bytes(message) for message in messages}
-        refused = []
+        refused, failed = list[int](), dict[int, str]()
         for reply in _replies(grid, messages, timeout):
             node_id = reply.metadata.src_node_id
             if reply.has_error():
-                raise FedmaskError(f"a client could not be set up: {reply.error.reason}")
-            facts = config_of(reply.content)
-            client_id = whole_number(facts, "client-id")
-            self._ledger.record(server_round, client_id, "down", "mask", len(setup_bytes), sizes[node_id])
-            self._ledger.record(server_round, client_id, "up", "mask", 0, wire_bytes(reply))
-            if "mask-mismatch" in facts:
-                refused.append(node_id)
+                failed[node_id] = f"a client could not be set up: {reply.error.reason}"
                 continue
-            self._enrol(client_id, node_id, facts)
+            facts = config_of(reply.content)
+            try:
+                client_id = whole_number(facts, "client-id")
+                self._ledger.record(server_round, client_id, "down", "mask", len(setup_bytes), sizes[node_id])
+                self._ledger.record(server_round, client_id, "up", "mask", 0, wire_bytes(reply))
+                if "mask-mismatch" in facts:
+                    refused.append(node_id)
+                    continue
+                self._enrol(client_id, node_id, facts)
+            except FedmaskError as error:
+                failed[node_id] = str(error)
+                continue
             self._observer.reply_arrived(client_id)
-        return refused
+        return refused, failed
 
     def _enrol(self, client_id: int, node_id: int, facts: ConfigRecord) -> None:
         mask_digest = word(facts, "mask-digest")
@@ -167,9 +177,10 @@ class Exchange:
                 while waiting and waiting[0] in arrived:
                     self._observer.reply_arrived(waiting[0])
                     yield arrived.pop(waiting.popleft())
-            if not lacking:
+            if not (first_time and lacking):
                 break
             members = [self.members[client_id] for client_id in sorted(lacking)]
+            # Who cannot be set up again says a second time what it lacks, and is counted by whoever reads the reply.
             self._introduce(grid, [member.node_id for member in members], server_round, timeout)
             asking = [ask_again(member, by_client[member.client_id]) for member in members]
         for client_id in waiting:
@@ -187,8 +198,8 @@ class Exchange:
             yield reply
 
     def _note_held(self, member: Member, request: Message, reply: Message) -> None:
-        """A client that answered holds the version that its request named."""
-        if reply.has_error():
+        """A client that answered, and lacks nothing, holds the version that its request named."""
+        if reply.has_error() or "missing" in config_of(reply.content):
             self._held_version.pop(member.client_id, None)
         else:
             self._held_version[member.client_id] = whole_number(config_of(request.content), "version")

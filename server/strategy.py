@@ -318,9 +318,11 @@ class MaskedAveraging(Strategy):
 
 
 def _raise_client_error(reply: Message) -> None:
-    """Raises RejectedMessage where the client answered with an error."""
+    """Raises RejectedMessage where the client answered with an error, or lacks what it was sent again."""
     if reply.has_error():
         raise RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}")
+    if (missing := config_of(reply.content).get("missing")) is not None:
+        raise RejectedMessage("still-missing", f"the client still lacks what it was sent again: {missing!r}")
 
 
 def _score_metrics(scores: Scores) -> MetricRecord:

@@ -31,7 +31,14 @@ def test_the_ten_lines_of_an_own_task_run_in_a_federation(tmp_path: Path) -> Non
     assert len([line for line in BLOCKS[1].splitlines() if line.strip()]) <= 10
     (tmp_path / "my_tasks.py").write_text(BLOCKS[1])
     command = [sys.executable, str(ROOT / "scripts" / "simulate.py"), "data=python", "data.root=."]
-    command += ["data.tasks=[my_tasks:weather]", "clients=2", "rounds=1", "model=tiny", "mask.density=0.01", "threads=1"]
+    command += [
+        "data.tasks=[my_tasks:weather]",
+        "clients=2",
+        "rounds=1",
+        "model=tiny",
+        "mask.density=0.01",
+        "threads=1",
+    ]
     finished = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )

@@ -267,7 +267,7 @@ class ClientConfig:
     head_learning_rate: Annotated[float, "AdamW's rate for the task head", _POSITIVE]
     weight_decay: Annotated[
         float,
-        "AdamW's decoupled decay of the delta, towards the base weights",
+        "AdamW's decoupled decay of the delta, towards the base weights; under hiwi of its networks",
         _number("a number of at least 0", lambda value: value >= 0),
     ]
     head: Annotated[

@@ -32,7 +32,8 @@ class LocalSettings:
     head_learning_rate: float
     """AdamW's rate for the head; 0 leaves the head as it is."""
     weight_decay: float
-    """Decoupled decay of the packed delta, towards the base weights; the head has none."""
+    """Decoupled decay of what the optimizer steps on: the delta, towards the base weights, or HiWi's networks, towards
+    the received delta. The head has none."""
     batch_seed: int
     """Decides the order of the examples."""
 

@@ -5,6 +5,7 @@ last hidden states h (B, T, H) and the attention mask m (B, T).
 """
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from fedmask.errors import FedmaskError
 from fedmask.tasks.task import Split
 
 EVALUATION_BATCH_SIZE = 64
@@ -51,7 +53,12 @@ class TokenizedSplit:
 
 
 def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> TokenizedSplit:
-    """Tokenize a split once. max_length: tokens, special ones included."""
+    """Tokenize a split once. max_length: tokens, special ones included.
+
+    Raises FedmaskError where the model has fewer positions than that.
+    """
+    if max_length > (longest := _positions(encoder)):
+        raise FedmaskError(f"data.max_length={max_length}: this model reads at most {longest} tokens")
     texts = [list(split.text_a)] if split.text_b is None else [list(split.text_a), list(split.text_b)]
     takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters and _type_vocabulary(encoder) > 1
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=takes_types)
@@ -62,6 +69,15 @@ def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Modul
         padding_id=0 if padding_id is None else int(padding_id),
         labels=split.labels,
     )
+
+
+def _positions(encoder: nn.Module) -> float:
+    """The longest input in tokens. RoBERTa's first positions, up to its padding's, hold no tokens."""
+    positions = getattr(encoder.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return math.inf
+    padding = getattr(getattr(encoder, "embeddings", None), "padding_idx", None)
+    return positions if padding is None else positions - padding - 1
 
 
 def _type_vocabulary(encoder: nn.Module) -> int:

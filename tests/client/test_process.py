@@ -35,7 +35,7 @@ def test_clients_with_the_same_setup_share_one_run(told: Settings, mask: Mask, r
 def test_a_setup_that_fails_is_not_remembered(told: Settings, mask: Mask) -> None:
     setup_bytes = Setup(replace(told, data=replace(told.data, root="/nowhere")), mask.recipe).to_bytes()
     for _ in range(2):
-        with pytest.raises(FedmaskError, match="data.root=/nowhere: no such folder"):
+        with pytest.raises(FedmaskError, match=r"^data\.root=/nowhere: no such folder"):
             run_in_process(setup_bytes)
 
 

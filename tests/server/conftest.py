@@ -22,7 +22,7 @@ from server.strategy import RoundReport
 
 App = Callable[[Message, Context], Message]
 
-TASKS = '''
+TASKS = """
 import random
 from fedmask import Task
 
@@ -31,7 +31,8 @@ def rows(seed, size, words):
     generator = random.Random(seed)
     for _ in range(size):
         label = generator.randrange(2)
-        yield f"{generator.choice(words[label])} {generator.choice('abcdefgh')} {generator.choice('klmno')}", "ny"[label]
+        text = " ".join(generator.choice(choices) for choices in (words[label], "abcdefgh", "klmno"))
+        yield text, "ny"[label]
 
 
 def task(name, *words):
@@ -44,7 +45,7 @@ def first():
 
 def second():
     return task("second", ("cat", "dog"), ("car", "bus"))
-'''
+"""
 
 
 @dataclass

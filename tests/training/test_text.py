@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, DistilBertConfig, RobertaConfig
 
+from fedmask.errors import FedmaskError
 from fedmask.models import BaseModel
 from fedmask.tasks.task import Split
 from fedmask.training.text import EVALUATION_BATCH_SIZE, TokenizedSplit, encode, mean_pooled, tokenize
@@ -143,3 +144,13 @@ def test_features_carry_no_graph_and_can_be_trained_on(tiny: BaseModel) -> None:
     weight = nn.Parameter(torch.ones(features.shape[1]))
     (features[torch.tensor([0, 2])] @ weight).sum().backward()
     torch.testing.assert_close(weight.grad, features[0] + features[2])
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(encoder: nn.Module, tiny: BaseModel) -> None:
+    positions = encoder.config.max_position_embeddings
+    # RoBERTa counts positions from the one after its padding's.
+    longest = positions - encoder.config.pad_token_id - 1 if encoder.config.model_type == "roberta" else positions
+    split = Split(("a word",), None, np.zeros(1, np.int64))
+    assert len(tokenize(split, tiny.tokenizer, encoder, longest)) == 1
+    with pytest.raises(FedmaskError, match=rf"data.max_length={longest + 1}: this model reads at most {longest} tokens"):
+        tokenize(split, tiny.tokenizer, encoder, longest + 1)

@@ -126,9 +126,7 @@ def test_json_too_deep_or_with_numbers_too_long_to_read() -> None:
 
 def test_a_mask_of_a_kind_that_is_not_known(told: Settings) -> None:
     raw = raw_settings(Setup(told, None).to_bytes()) | {"mask": "zip"}
-    assert str(rejection(with_settings(raw))).endswith(
-        "mask kind 'zip' is unknown; known are none, recipe, indices"
-    )
+    assert str(rejection(with_settings(raw))).endswith("mask kind 'zip' is unknown; known are none, recipe, indices")
 
 
 def test_a_key_that_is_not_known(told: Settings) -> None:

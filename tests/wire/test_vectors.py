@@ -36,6 +36,13 @@ def rejection(payload: bytes, expected: list[tuple[str, str, int]] = EXPECTED) -
     return caught.value
 
 
+def unframed_or_rejected(payload: bytes) -> dict[str, NamedVector] | RejectedMessage:
+    try:
+        return unframe(payload, EXPECTED)
+    except RejectedMessage as error:
+        return error
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Round trips and sizes
 # ----------------------------------------------------------------------------------------------------------------------
@@ -149,7 +156,9 @@ def test_where_a_cut_payload_ends_is_told() -> None:
     whole = delta_frame()
     assert str(rejection(whole[:10])) == "payload of 10 bytes ends inside the header at 0"
     assert str(rejection(whole[:-1])) == f"frame at byte 0 claims to end at {len(whole)} of {len(whole) - 1}"
-    assert str(rejection(whole + b"\x01")) == f"payload of {len(whole) + 1} bytes ends inside the header at {len(whole)}"
+    assert (
+        str(rejection(whole + b"\x01")) == f"payload of {len(whole) + 1} bytes ends inside the header at {len(whole)}"
+    )
 
 
 @settings(max_examples=300)
@@ -164,10 +173,9 @@ def test_random_bytes_are_rejected_with_a_known_cause(payload: bytes) -> None:
 def test_one_flipped_bit_is_rejected_or_changes_one_value(bit: int) -> None:
     payload = bytearray(two_frames())
     payload[bit // 8] ^= 1 << bit % 8
-    try:
-        found = unframe(bytes(payload), EXPECTED)
-    except RejectedMessage as error:
-        assert error.cause in CAUSES
+    found = unframed_or_rejected(bytes(payload))
+    if isinstance(found, RejectedMessage):
+        assert found.cause in CAUSES
         return
     sent = unframe(two_frames(), EXPECTED)
     assert found.keys() == sent.keys()

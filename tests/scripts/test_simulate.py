@@ -1,0 +1,83 @@
+"""scripts/simulate.py as a person runs it: one command, a table, a folder; bad input ends in its lines and code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ("model=tiny", "mask.density=0.01", "threads=1", "clients=5", "rounds=1", "data.examples_per_client=10")
+
+
+def simulate(*overrides: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "scripts" / "simulate.py"), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+def test_a_run_ends_with_a_table_and_says_where_its_folder_is(tmp_path: Path) -> None:
+    done = simulate(*SMALL, "compare=[frozen]", f"output={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "test score by task" in done.stdout
+    assert "federated" in done.stdout
+    assert "frozen" in done.stdout
+    assert "mean over tasks" in done.stdout
+    assert "bytes per client and round: " in done.stdout
+    assert "times as much" in done.stdout
+    assert "random weights: its scores mean nothing" in done.stdout
+    assert done.stdout.rstrip().splitlines()[-1] == f"run folder: {tmp_path / 'run'}"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert f"{summary['communication']['total_bytes']:,} bytes" in done.stdout
+    assert all(f"{score:.3f}" in done.stdout for score in summary["score"].values())
+    frozen = json.loads((tmp_path / "run" / "compare" / "frozen" / "summary.json").read_text())
+    assert frozen["baseline"] == "frozen"
+    assert set(frozen["score"]) == set(summary["score"])
+
+
+def test_help_explains_every_key() -> None:
+    done = simulate("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for key in ("model", "data.partition", "mask.density", "clients_per_round", "client.learning_rate", "overwrite"):
+        assert key in done.stdout
+
+
+def test_all_faults_of_a_configuration_are_told_at_once(tmp_path: Path) -> None:
+    done = simulate("mask.density=2", "rounds=none", "modle=tiny", f"output={tmp_path / 'run'}")
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert any(line.startswith("mask.density=2: must be a number above 0 and at most 1") for line in lines)
+    assert any(line.startswith("rounds=none: must be a whole number of at least 1") for line in lines)
+    assert any(line.startswith("modle=tiny: no such key; did you mean model?") for line in lines)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.tasks=[sentimint]"], "unknown task 'sentimint' in the demo; there are: "),
+        (["data=tsv", "data.root=/nowhere", "data.tasks=[sst2]"], "data.root=/nowhere: there is no such folder"),
+        (["mask.density=0.9"], "density"),
+        (["data.examples_per_client=1000000"], "data.examples_per_client=1000000: "),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_leaves_nothing(overrides: list[str], message: str, tmp_path: Path) -> None:
+    done = simulate(*SMALL, *overrides, f"output={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    done = simulate(*SMALL, f"output={tmp_path}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"output={tmp_path}: this folder already holds a run; name another, or say overwrite=true to replace it\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]

@@ -1,0 +1,214 @@
+"""server.app: a configuration becomes a run folder that holds what the contract says; the baselines beside it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+import fedmask
+from client.app import app as client_app
+from fedmask.errors import FedmaskError
+from fedmask.models import BaseModel
+from fedmask.runs.config import from_yaml
+from fedmask.training.delta import Delta
+from server.app import app as server_app
+from server.local_grid import LocalGrid
+
+Run = Any
+ONE_TASK = 'data.tasks=["small:first"]'
+
+
+def own_values(run: Run, client: int) -> np.ndarray:
+    return Delta.load(run.folder / "clients" / f"client-{client:05d}" / "adapter.safetensors").values
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The folder
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves_and_nothing_else(plain_run: Run) -> None:
+    found = {str(path.relative_to(plain_run.folder)) for path in plain_run.folder.rglob("*") if path.is_file()}
+    assert found == {
+        "config.yaml",
+        "rounds.jsonl",
+        "communication.jsonl",
+        "adapter.safetensors",
+        "summary.json",
+        *(f"clients/client-0000{number}/head.safetensors" for number in range(4)),
+    }
+
+
+def test_rounds_have_one_line_each_from_1_with_the_keys_of_the_contract(plain_run: Run) -> None:
+    assert [line["round"] for line in plain_run.rounds] == [1, 2]
+    for line in plain_run.rounds:
+        keys = {"round", "clients", "failures", "train_loss", "score", "own_score", "mean_score", "seconds"}
+        assert keys <= set(line)
+        assert (line["clients"], line["failures"]) == (4, 0)
+        assert set(line["score"]) == set(line["own_score"]) == {"first", "second"}
+        assert line["mean_score"] == pytest.approx(np.mean(list(line["score"].values())))
+        assert line["seconds"] > 0
+
+
+def test_a_rounds_line_is_there_when_the_round_ends(
+    federate: Callable[..., Run], tmp_path: Path, filtering_grid: Callable[..., Any]
+) -> None:
+    lines: dict[int, int] = {}
+
+    def look(client: int, request: Any, reply: Any) -> Any:
+        if request.metadata.message_type == "train":
+            server_round = request.content.config_records["config"]["round"]
+            lines[server_round] = len((tmp_path / "run" / "rounds.jsonl").read_text().splitlines())
+        return reply
+
+    federate(output=tmp_path / "run", grid=filtering_grid(look))
+    assert lines == {1: 0, 2: 1}
+
+
+def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseModel) -> None:
+    summary = json.loads((plain_run.folder / "summary.json").read_text())
+    assert summary == plain_run.summary
+    assert summary["model"] == {
+        "name": "tiny",
+        "weights": "random",
+        "num_parameters": tiny.num_parameters,
+        "digest": tiny.digest,
+    }
+    mask = summary["mask"]
+    assert (mask["rule"], mask["num_selected"]) == ("pafi", round(0.01 * tiny.num_parameters))
+    assert mask["density"] == mask["num_selected"] / tiny.num_parameters
+    assert len(mask["digest"]) == 64
+    for key in ("score", "own_score", "worst_client_score"):
+        assert set(summary[key]) == {"first", "second"}
+        assert all(0 <= value <= 1 for value in summary[key].values())
+    assert all(summary["worst_client_score"][task] <= summary["score"][task] for task in summary["score"])
+    assert summary["mean_score"] == pytest.approx(np.mean(list(summary["score"].values())))
+    assert summary["seconds"] > 0
+
+
+def test_communication_figures_are_those_of_the_ledger(plain_run: Run, tiny: BaseModel) -> None:
+    lines, found = plain_run.ledger, plain_run.summary["communication"]
+
+    def sum_of(field: str, kinds: set[str], directions: set[str]) -> int:
+        return sum(line[field] for line in lines if line["kind"] in kinds and line["direction"] in directions)
+
+    both = {"up", "down"}
+    payload = 28 + len("delta") + 4 * 2061
+    assert found == {
+        "mask_bytes_per_client": sum_of("wire_bytes", {"mask"}, both) / 4,
+        "uplink_payload_bytes_per_client_round": payload,
+        "downlink_payload_bytes_per_client_round": payload,
+        "uplink_bytes_per_client_round": sum_of("wire_bytes", {"train", "evaluate"}, {"up"}) / (4 * 2),
+        "downlink_bytes_per_client_round": sum_of("wire_bytes", {"train", "evaluate"}, {"down"}) / (4 * 2),
+        "total_bytes": sum_of("wire_bytes", {"mask", "train", "evaluate"}, both),
+        "full_finetuning_bytes_per_client_round": 2 * 4 * tiny.num_parameters,
+    }
+    assert payload <= 4 * plain_run.summary["mask"]["num_selected"] + 64
+    assert {line["kind"] for line in lines} == {"mask", "train", "evaluate"}
+
+
+def test_the_configuration_composes_back_to_the_same_run(
+    plain_run: Run, federate: Callable[..., Run], tmp_path: Path
+) -> None:
+    config = from_yaml((plain_run.folder / "config.yaml").read_text())
+    assert config == plain_run.config
+
+
+def test_the_adapter_merges_into_its_base(plain_run: Run, tiny: BaseModel) -> None:
+    delta = fedmask.load_adapter(plain_run.folder / "adapter.safetensors")
+    merged = dict(delta.merge(tiny.encoder).named_parameters())
+    changed = sum(int((merged[name] != tensor).sum()) for name, tensor in tiny.encoder.named_parameters())
+    assert 0.9 * 2061 < changed <= 2061
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(plain_run: Run, federate: Callable[..., Run]) -> None:
+    before = plain_run.adapter
+    with pytest.raises(FedmaskError, match="already holds a run; name another, or say overwrite=true"):
+        federate("rounds=1", output=plain_run.folder)
+    assert plain_run.adapter == before
+    assert len(plain_run.rounds) == 2
+
+
+def test_overwriting_gives_what_a_new_folder_gives(
+    federate: Callable[..., Run], plain_run: Run, tmp_path: Path
+) -> None:
+    federate("seed=3", output=tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    run = federate("overwrite=true", output=tmp_path / "run")
+    assert run.adapter == plain_run.adapter
+    assert run.heads == plain_run.heads  # none goes on from the head that lay there
+    assert len(run.rounds) == 2
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("more", [["mask.density=1.0"], ["mask.density=0.000000001"], ["mask.include=[nothing*]"]])
+def test_a_mask_that_cannot_be_is_told_before_the_folder_is_touched(
+    more: list[str], federate: Callable[..., Run], tmp_path: Path
+) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        federate(*more, output=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_flowers_server_app_runs_the_configuration_it_is_given(plain_run: Run, tmp_path: Path) -> None:
+    text = (plain_run.folder / "config.yaml").read_text()
+    text = text.replace(str(plain_run.folder), str(tmp_path / "run"))
+    grid = LocalGrid(client_app, 4, seed=8)
+    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"config": text}))
+    assert (tmp_path / "run" / "adapter.safetensors").read_bytes() == plain_run.adapter
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Baselines
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_frozen_baseline_sends_no_vector_and_has_no_delta(federate: Callable[..., Run]) -> None:
+    run = federate("baseline=frozen")
+    assert {line["payload_bytes"] for line in run.ledger if line["kind"] != "mask"} == {0}
+    assert not (run.folder / "adapter.safetensors").exists()
+    assert not list((run.folder / "clients").glob("*/adapter.safetensors"))
+    assert len(set(run.heads)) == 4
+    assert run.summary["mask"] == {"rule": "none", "num_selected": 0, "density": 0.0, "digest": ""}
+    assert set(run.summary["score"]) == {"first", "second"}
+    assert [line["failures"] for line in run.rounds] == [0, 0]
+
+
+def test_alone_no_client_depends_on_another(federate: Callable[..., Run], filtering_grid: Callable[..., Any]) -> None:
+    run = federate("baseline=alone")
+    assert {line["payload_bytes"] for line in run.ledger if line["kind"] != "mask"} == {0}
+    assert not (run.folder / "adapter.safetensors").exists()
+    others_lost = federate("baseline=alone", grid=filtering_grid(lambda client, _, reply: reply if client else None))
+    for client in (1, 2, 3):
+        assert others_lost.kept(client, "adapter") == run.kept(client, "adapter")
+        assert others_lost.kept(client, "head") == run.kept(client, "head")
+    assert not (others_lost.folder / "clients" / "client-00000" / "adapter.safetensors").exists()
+    assert len({own_values(run, client).tobytes() for client in range(4)}) == 4
+
+
+def test_alone_a_client_starts_where_federation_starts(federate: Callable[..., Run]) -> None:
+    alone = federate("baseline=alone", "rounds=1")
+    together = federate("rounds=1")
+    mean = np.mean([own_values(alone, client).astype(np.float64) for client in range(4)], axis=0)  # ten examples each
+    assert together.values.tobytes() == mean.astype(np.float32).tobytes()
+
+
+def test_central_has_one_client_a_task_with_the_rows_of_all(federate: Callable[..., Run]) -> None:
+    run = federate("baseline=central", "rounds=1")
+    assert len(list((run.folder / "clients").iterdir())) == 2
+    assert run.rounds[0]["clients"] == 2
+    assert own_values(run, 0).tobytes() != own_values(run, 1).tobytes()
+    assert {line["payload_bytes"] for line in run.ledger if line["kind"] != "mask"} == {0}
+
+
+def test_a_federation_of_one_client_is_central_training(federate: Callable[..., Run]) -> None:
+    settings = ("clients=1", ONE_TASK, "data.examples_per_client=20")
+    together, central = federate(*settings), federate(*settings, "baseline=central")
+    np.testing.assert_allclose(together.values, own_values(central, 0), rtol=0, atol=1e-6)
+    assert np.abs(together.values).max() > 0.01
+    assert together.summary["score"] == central.summary["score"]

@@ -1,0 +1,246 @@
+"""server.exchange: the mask goes out once; who lost it is sent it again in the same round; every byte is counted."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+import client.process
+from client.app import app as client_app
+from fedmask.errors import FedmaskError, MaskMismatchError
+from fedmask.masks import Mask, MaskRecipe
+from fedmask.wire.messages import config_of, pack, payload_of, wire_bytes
+from server.exchange import MAX_HEAD_SIZE
+from server.local_grid import LocalGrid
+
+Run = Any
+
+
+def number_of(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def masks_of(run: Run, server_round: int) -> list[tuple[int, str]]:
+    lines = [line for line in run.ledger if line["kind"] == "mask" and line["round"] == server_round]
+    return [(line["client"], line["direction"]) for line in lines]
+
+
+def test_the_mask_is_sent_once_to_every_client(plain_run: Run) -> None:
+    assert masks_of(plain_run, 0) == [(client, way) for client in range(4) for way in ("down", "up")]
+    assert masks_of(plain_run, 1) == masks_of(plain_run, 2) == []
+
+
+def test_every_message_is_counted_with_its_length_and_framing_is_small(
+    federate: Callable[..., Run], filtering_grid: Callable[..., Any]
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def watch(client: int, request: Message, reply: Message) -> Message:
+        seen.append(("up", wire_bytes(reply)))
+        for message in (request, reply):
+            assert 0 < wire_bytes(message) - len(payload_of(message.content)) <= 1300
+        return reply
+
+    run = federate("client.head=shared", "rounds=1", grid=filtering_grid(watch))
+    up = sum(line["wire_bytes"] for line in run.ledger if line["direction"] == "up")
+    assert up == sum(size for _, size in seen)
+    assert run.summary["communication"]["total_bytes"] == sum(line["wire_bytes"] for line in run.ledger)
+    for line in run.ledger:
+        assert 0 <= line["wire_bytes"] - line["payload_bytes"] <= 1300
+
+
+def test_what_a_client_was_just_sent_is_not_sent_again(plain_run: Run) -> None:
+    payloads = [
+        line["payload_bytes"]
+        for line in plain_run.ledger
+        if (line["client"], line["direction"], line["kind"]) == (0, "down", "evaluate")
+    ]
+    full = 28 + len("delta") + 4 * 2061
+    assert payloads == [full, full, 0]  # after each round the new delta; for the test split nothing new
+
+
+def test_only_who_lacks_the_last_delta_is_sent_it_for_the_test_split(federate: Callable[..., Run]) -> None:
+    run = federate("clients_per_round=1", "rounds=2", "seed=2")
+    cohorts = [line["cohort"][0] for line in run.rounds]
+    assert cohorts[0] != cohorts[1], "choose a seed that draws two clients"
+    last = [line for line in run.ledger if line["direction"] == "down"][-2:]
+    assert {line["client"]: line["payload_bytes"] > 0 for line in last} == {cohorts[0]: True, cohorts[1]: False}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A client that lost something
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def forgetful(kind: str) -> Callable[[Message, Context], Message]:
+    """The client, whose number 2 forgets its mask before the first message of this kind in round 2."""
+    done: list[bool] = []
+
+    def app(message: Message, context: Context) -> Message:
+        asked = number_of(context) == 2 and message.metadata.message_type == kind
+        if asked and not done and config_of(message.content)["round"] == 2:
+            done.append(True)
+            context.state = RecordDict()
+        return client_app(message, context)
+
+    return app
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_client_that_lost_its_mask_is_sent_it_again_in_the_same_round(
+    kind: str, federate: Callable[..., Run], plain_run: Run
+) -> None:
+    run = federate(app=forgetful(kind))
+    assert run.adapter == plain_run.adapter
+    assert run.heads == plain_run.heads
+    assert [line["failures"] for line in run.rounds] == [0, 0]
+    assert run.summary["score"] == plain_run.summary["score"]
+    assert masks_of(run, 2) == [(2, "down"), (2, "up")]
+    extra = sum(line["wire_bytes"] for line in run.ledger) - sum(line["wire_bytes"] for line in plain_run.ledger)
+    again = [line for line in run.ledger if line["kind"] == "mask" and line["round"] == 2]
+    assert extra > sum(line["wire_bytes"] for line in again)  # beside them its request and answer, once more
+
+
+def test_a_client_that_lost_its_vectors_is_sent_them_again(federate: Callable[..., Run], plain_run: Run) -> None:
+    def forget_before_test(message: Message, context: Context) -> Message:
+        is_test = config_of(message.content).get("split") == "test"
+        if number_of(context) == 2 and is_test and not payload_of(message.content):
+            client.process._run_in_process.cache_clear()
+        return client_app(message, context)
+
+    run = federate(app=forget_before_test)
+    assert run.adapter == plain_run.adapter
+    assert run.summary["score"] == plain_run.summary["score"]
+    test_split = [line for line in run.ledger if line["kind"] == "evaluate" and line["direction"] == "down"][8:]
+    sent_again = {line["client"] for line in test_split if line["payload_bytes"]}
+    assert 2 in sent_again
+    assert run.watched.failures == []
+
+
+def test_a_client_that_never_finds_what_it_lacks_is_counted(
+    federate: Callable[..., Run], filtering_grid: Callable[..., Any]
+) -> None:
+    def lacking(number: int, request: Message, reply: Message) -> Message:
+        if number == 1 and request.metadata.message_type == "train":
+            reply.content = pack(config={"missing": "vectors"})
+        return reply
+
+    run = federate("rounds=1", grid=filtering_grid(lacking))
+    assert run.rounds[0]["failure_causes"] == {"still-missing": 1}
+    assert sum(line["kind"] == "train" and line["client"] == 1 for line in run.ledger) == 4  # asked twice, no more
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Another mask, another client
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_whose_base_gives_another_mask_is_sent_the_indices(
+    federate: Callable[..., Run], plain_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, other = MaskRecipe.rebuild, [False]
+
+    def rebuild(recipe: MaskRecipe, *args: Any) -> Mask:
+        if other[0]:
+            raise MaskMismatchError("this base gives mask aa, the recipe names bb")
+        return real(recipe, *args)
+
+    def app(message: Message, context: Context) -> Message:
+        other[0] = number_of(context) == 3
+        if message.metadata.message_type == "query.mask":
+            client.process._run_in_process.cache_clear()
+        return client_app(message, context)
+
+    monkeypatch.setattr(MaskRecipe, "rebuild", rebuild)
+    run = federate("rounds=1", app=app)
+    assert masks_of(run, 0)[6:] == [(3, "down"), (3, "up")] * 2
+    sizes = [line["payload_bytes"] for line in run.ledger if line["kind"] == "mask" and line["direction"] == "down"]
+    assert sizes[:4] == [sizes[0]] * 4
+    assert sizes[4] > sizes[0] + 1000  # 2,061 indices
+    assert run.rounds[0]["failures"] == 0
+    assert run.rounds[0]["train_loss"] == plain_run.rounds[0]["train_loss"]
+
+
+def introduced(**facts: object) -> Callable[[Message, Context], Message]:
+    """A client whose number 1 says other things of itself in round 0."""
+
+    def app(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if message.metadata.message_type == "query.mask" and number_of(context) == 1:
+            told = dict(config_of(reply.content)) | {key.replace("_", "-"): value for key, value in facts.items()}
+            reply.content["config"] = ConfigRecord(told)  # type: ignore[arg-type]
+        return reply
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"client_id": 0}, "two nodes claim client_id 0; give every client a partition-id of its own"),
+        ({"client_id": "one"}, "client-id is 'one', expected a whole number"),
+        ({"mask_digest": "abc"}, "client 1 has mask abc, the server's is "),
+        ({"task": 3}, "task is 3, expected a text"),
+        ({"metric": "bleu"}, "client 1 has metric 'bleu', head layout "),
+        ({"head_layout": "not hex"}, "head layout 'not hex' and head size 130, which this server does not know"),
+        ({"head_size": -1}, "head size -1, which this server does not know"),
+        ({"head_size": MAX_HEAD_SIZE + 1}, f"head size {MAX_HEAD_SIZE + 1}, which"),
+    ],
+)
+def test_a_client_that_cannot_be_what_it_says_stops_the_run_in_one_line(
+    facts: dict[str, object], message: str, federate: Callable[..., Run]
+) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        federate(app=introduced(**facts))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_client_that_cannot_be_set_up_stops_the_run_before_the_first_round(federate: Callable[..., Run]) -> None:
+    def app(message: Message, context: Context) -> Message:
+        if number_of(context) == 1:
+            raise RuntimeError("no disk")
+        return client_app(message, context)
+
+    with pytest.raises(FedmaskError, match=r"^1 of 4 clients cannot take part: .*RuntimeError: no disk"):
+        federate(app=app)
+
+
+def test_a_client_that_cannot_be_set_up_again_is_counted_and_the_round_goes_on(federate: Callable[..., Run]) -> None:
+    def app(message: Message, context: Context) -> Message:
+        if number_of(context) == 0 and config_of(message.content).get("round") == 2:
+            context.state = RecordDict()
+        if number_of(context) == 0 and message.metadata.message_type == "query.mask" and told:
+            raise RuntimeError("no disk")
+        told.append(number_of(context))
+        return client_app(message, context)
+
+    told: list[int] = []
+    run = federate(app=app)
+    assert run.rounds[0]["failures"] == 0
+    assert run.rounds[1]["clients"] == 4
+    assert run.rounds[1]["failure_causes"]["still-missing"] == 2  # training and scoring
+    assert {client for _, client, _, _ in run.watched.failures} == {0}
+
+
+def test_a_mask_that_nobody_takes(federate: Callable[..., Run], filtering_grid: Callable[..., Any]) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        federate(grid=filtering_grid(lambda *_: None))
+    assert str(caught.value) == "no client took the mask: none answered in time"
+
+
+class LateGrid(LocalGrid):
+    """Nodes register while the server already runs."""
+
+    def __init__(self, app: Any, num_clients: int) -> None:
+        super().__init__(app, num_clients)
+        self._started = time.monotonic()
+
+    def get_node_ids(self) -> list[int]:
+        return list(super().get_node_ids())[: int((time.monotonic() - self._started) / 0.05)]
+
+
+def test_the_server_waits_for_all_its_clients(federate: Callable[..., Run], plain_run: Run) -> None:
+    assert federate(grid=LateGrid).adapter == plain_run.adapter
