@@ -54,12 +54,15 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     strategy = MaskedAveraging(
         settings_for(config, folder.clients), mask, config.clients_per_round, num_clients(config), ledger, recorder
     )
-    strategy.start(grid, strategy.arrays(), config.rounds)
+    try:
+        strategy.start(grid, strategy.arrays(), config.rounds)
+    finally:
+        recorder.write_ledger()  # what a stopped run has sent was sent
     if config.baseline == "none" and mask is not None:
         save_adapter(folder.adapter, strategy.state.delta, mask, base)
-    recorder.write_ledger()
     summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
         "clients_never_drawn": strategy.num_never_drawn,
+        "test_failure_causes": strategy.test_failure_causes,
         "seconds": round(time.perf_counter() - started, 3),
     }
     folder.finish(summary)

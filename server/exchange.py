@@ -79,15 +79,16 @@ class Exchange:
         """Send mask and settings to every node, once. A recipe goes out first; a client whose rebuilt mask has another
         digest is sent the indices themselves.
 
-        Raises FedmaskError where a client that answers cannot take part, or two nodes claim one client_id.
+        Raises FedmaskError where a client cannot take part or does not answer, or two nodes claim one client_id.
         """
         nodes = _await_nodes(grid, num_clients, timeout)
         self._observer.stage_started(0, "mask", len(nodes))
         failed = self._introduce(grid, nodes, 0, timeout)
         if failed:
             raise FedmaskError(f"{len(failed)} of {len(nodes)} clients cannot take part: {next(iter(failed.values()))}")
-        if not self.members:
-            raise FedmaskError("no client took the mask: none answered in time")
+        if len(self.members) < len(nodes):
+            silent = len(nodes) - len(self.members)
+            raise FedmaskError(f"{silent} of {len(nodes)} clients did not answer when they were sent the mask")
 
     def _introduce(self, grid: Grid, nodes: list[int], server_round: int, timeout: float) -> dict[int, str]:
         """Returns by node id why a client cannot take part."""
@@ -143,6 +144,11 @@ class Exchange:
             raise FedmaskError(
                 f"client {client_id} has metric {metric!r}, head layout {layout!r} and head size {size}, which this "
                 "server does not know; run the same version of fedmask on both"
+            )
+        known = next((member for member in self.members.values() if member.head_layout == layout), None)
+        if known is not None and known.head_size != size:
+            raise FedmaskError(
+                f"clients {known.client_id} and {client_id} give one head layout the sizes {known.head_size} and {size}"
             )
         self.members[client_id] = Member(client_id, node_id, word(facts, "task"), metric, layout, size)
         self._client_ids[node_id] = client_id

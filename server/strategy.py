@@ -87,6 +87,7 @@ class MaskedAveraging(Strategy):
         self._frames: tuple[int, dict[tuple[str, str], bytes]] = (-1, {})
         self.state = GlobalState(np.zeros(mask.num_selected if mask is not None else 0, np.float32))
         self.test_scores = Scores(())
+        self.test_failure_causes: dict[str, int] = {}
 
     @property
     def num_never_drawn(self) -> int:
@@ -143,8 +144,10 @@ class MaskedAveraging(Strategy):
                     seconds=time.perf_counter() - started,
                 )
             )
+        self._failures.clear()
         requests = self._score_requests(num_rounds, sorted(self._drawn), "test")
         self.test_scores = self._scores(num_rounds, self._replies(grid, num_rounds, "evaluate", requests, timeout))
+        self.test_failure_causes = dict(self._failures)
         return result
 
     # ---- training ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 import fedmask
 from client.app import app as client_app
@@ -179,15 +179,20 @@ def test_the_frozen_baseline_sends_no_vector_and_has_no_delta(federate: Callable
     assert [line["failures"] for line in run.rounds] == [0, 0]
 
 
-def test_alone_no_client_depends_on_another(federate: Callable[..., Run], filtering_grid: Callable[..., Any]) -> None:
+def test_alone_no_client_depends_on_another(federate: Callable[..., Run]) -> None:
+    def app(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] == 0 and message.metadata.message_type == "train":
+            raise RuntimeError("no disk")
+        return client_app(message, context)
+
     run = federate("baseline=alone")
     assert {line["payload_bytes"] for line in run.ledger if line["kind"] != "mask"} == {0}
     assert not (run.folder / "adapter.safetensors").exists()
-    others_lost = federate("baseline=alone", grid=filtering_grid(lambda client, _, reply: reply if client else None))
+    one_lost = federate("baseline=alone", app=app)
     for client in (1, 2, 3):
-        assert others_lost.kept(client, "adapter") == run.kept(client, "adapter")
-        assert others_lost.kept(client, "head") == run.kept(client, "head")
-    assert not (others_lost.folder / "clients" / "client-00000" / "adapter.safetensors").exists()
+        assert one_lost.kept(client, "adapter") == run.kept(client, "adapter")
+        assert one_lost.kept(client, "head") == run.kept(client, "head")
+    assert not (one_lost.folder / "clients" / "client-00000" / "adapter.safetensors").exists()
     assert len({own_values(run, client).tobytes() for client in range(4)}) == 4
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,10 +226,47 @@ def test_a_client_that_cannot_be_set_up_again_is_counted_and_the_round_goes_on(f
     assert {client for _, client, _, _ in run.watched.failures} == {0}
 
 
-def test_a_mask_that_nobody_takes(federate: Callable[..., Run], filtering_grid: Callable[..., Any]) -> None:
+def test_clients_that_do_not_answer_the_mask(federate: Callable[..., Run], filtering_grid: Callable[..., Any]) -> None:
     with pytest.raises(FedmaskError) as caught:
         federate(grid=filtering_grid(lambda *_: None))
-    assert str(caught.value) == "no client took the mask: none answered in time"
+    assert str(caught.value) == "4 of 4 clients did not answer when they were sent the mask"
+    with pytest.raises(FedmaskError) as caught:
+        federate(grid=filtering_grid(lambda client, _, reply: None if client == 2 else reply))
+    assert str(caught.value) == "1 of 4 clients did not answer when they were sent the mask"
+
+
+def test_one_head_layout_has_one_size(federate: Callable[..., Run]) -> None:
+    def app(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if message.metadata.message_type == "query.mask" and number_of(context) == 3:
+            config_of(reply.content)["head-size"] = 7
+        return reply
+
+    with pytest.raises(FedmaskError, match=r"clients \d and 3 give one head layout the sizes \d+ and 7"):
+        federate(app=app)
+
+
+def test_what_a_stopped_run_has_sent_is_in_its_ledger(federate: Callable[..., Run], tmp_path: Path) -> None:
+    def app(message: Message, context: Context) -> Message:
+        if config_of(message.content).get("round") == 1:
+            raise RuntimeError("no disk")
+        return client_app(message, context)
+
+    with pytest.raises(FedmaskError, match="round 1: no client's reply could be used"):
+        federate(app=app, output=tmp_path / "run")
+    lines = (tmp_path / "run" / "communication.jsonl").read_text().splitlines()
+    assert sum('"kind": "train"' in line for line in lines) == 8  # four requests, four error replies
+
+
+def test_failures_while_scoring_on_test_are_counted(federate: Callable[..., Run]) -> None:
+    def app(message: Message, context: Context) -> Message:
+        if config_of(message.content).get("split") == "test" and number_of(context) == 1:
+            raise RuntimeError("no disk")
+        return client_app(message, context)
+
+    run = federate(app=app)
+    assert run.summary["test_failure_causes"] == {"client-error": 1}
+    assert all(line["failures"] == 0 for line in run.rounds)
 
 
 class LateGrid(LocalGrid):

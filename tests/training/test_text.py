@@ -152,5 +152,7 @@ def test_more_tokens_than_the_model_has_positions_are_refused(encoder: nn.Module
     longest = positions - encoder.config.pad_token_id - 1 if encoder.config.model_type == "roberta" else positions
     split = Split(("a word",), None, np.zeros(1, np.int64))
     assert len(tokenize(split, tiny.tokenizer, encoder, longest)) == 1
-    with pytest.raises(FedmaskError, match=rf"data.max_length={longest + 1}: this model reads at most {longest} tokens"):
+    with pytest.raises(
+        FedmaskError, match=rf"data.max_length={longest + 1}: this model reads at most {longest} tokens"
+    ):
         tokenize(split, tiny.tokenizer, encoder, longest + 1)
