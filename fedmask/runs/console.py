@@ -31,7 +31,7 @@ class RunProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._stage = self._bar.add_task(title)
+        self._stage = self._bar.add_task(f"{title}, loading", total=None)
 
     def __enter__(self) -> "RunProgress":
         self._bar.start()
