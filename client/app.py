@@ -5,6 +5,7 @@ global) back; `evaluate` brings the global delta, unless the client holds it, an
 not hold it asks for: its reply names what is missing, and the server sends it again in the same round.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,18 +72,30 @@ def receive_mask(message: Message, context: Context) -> Message:
     return Message(pack(config=facts), reply_to=message)
 
 
+class MissingError(Exception):
+    """What the client does not hold, though the message needs it: mask, or vectors."""
+
+
+def _saying_what_is_missing(handler: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
+    """The handler, whose MissingError becomes a reply that asks for what is missing."""
+
+    def handle(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except MissingError as missing:
+            return Message(pack(config={"missing": str(missing)}), reply_to=message)
+
+    return handle
+
+
 @app.train()
+@_saying_what_is_missing
 def train(message: Message, context: Context) -> Message:
     """Train from the received delta; send back the update, or what is missing."""
     client = _open(context)
-    if client is None:
-        return Message(pack(config={"missing": "mask"}), reply_to=message)
     config = config_of(message.content)
     server_round, version = whole_number(config, "round"), whole_number(config, "version")
-    received = _receive(client, message, version)
-    if received is None:
-        return Message(pack(config={"missing": "vectors"}), reply_to=message)
-    start_delta, start_head = _start(client, received)
+    start_delta, start_head = _start(client, _receive(client, message, version))
     result = _train_locally(client, start_delta, start_head, server_round)
     payload = b""
     if client.run.settings.exchanges_delta:
@@ -100,17 +113,13 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@_saying_what_is_missing
 def evaluate(message: Message, context: Context) -> Message:
     """Score the client's own model on its task's whole split; send back counts."""
     client = _open(context)
-    if client is None:
-        return Message(pack(config={"missing": "mask"}), reply_to=message)
     config = config_of(message.content)
     split, version = word(config, "split"), whole_number(config, "version")
-    received = _receive(client, message, version)
-    if received is None:
-        return Message(pack(config={"missing": "vectors"}), reply_to=message)
-    delta, head = _start(client, received)
+    delta, head = _start(client, _receive(client, message, version))
     if client.shares_head:
         client.state.keep_head(client.layout, head)  # the model this client would use from now on
     outputs = client.layout.outputs(head, _features(client, delta, split))
@@ -124,10 +133,10 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(pack(metrics=metrics), reply_to=message)
 
 
-def _open(context: Context) -> Client | None:
-    """The client of this node, or None where it holds no mask."""
+def _open(context: Context) -> Client:
+    """The client of this node. Raises MissingError where it holds no mask."""
     if SETUP not in context.state.config_records:
-        return None
+        raise MissingError("mask")
     setup_bytes = context.state.config_records[SETUP]["bytes"]
     assert isinstance(setup_bytes, bytes)
     return _client(run_in_process(setup_bytes), context)
@@ -140,15 +149,15 @@ def _client(run: RunInProcess, context: Context) -> Client:
     return Client(run, data, layout, ClientState(Path(run.settings.state_folder), client_id))
 
 
-def _receive(client: Client, message: Message, version: int) -> dict[str, NamedVector] | None:
-    """The vectors of this version: those in the message, else those kept; None where one is neither."""
+def _receive(client: Client, message: Message, version: int) -> dict[str, NamedVector]:
+    """The vectors of this version: those in the message, else those kept. Raises MissingError where one is neither."""
     expected = _expected(client)
     vectors = unframe(payload_of(message.content), expected)
     client.run.keep(version, vectors)
     for name, layout_digest, _ in expected:
         kept = client.run.received(version, name, layout_digest)
         if kept is None:
-            return None
+            raise MissingError("vectors")
         vectors[name] = kept
     return vectors
 

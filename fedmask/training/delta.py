@@ -6,7 +6,6 @@ bits are kept and put back, because (w + d) - d is not w in floating point.
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,15 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe, base_digest
-from fedmask.runs.files import write_atomically
-
-ADAPTER_FORMAT = "fedmask-adapter-1"
+from fedmask.runs.vector_file import read_vector, write_vector
 
 
 class SelectedEntries:
@@ -136,14 +131,11 @@ class Delta:
 
     def save(self, path: Path | str) -> None:
         """Write one adapter file: the same delta gives the same bytes. No time, no path, no pickle."""
-        described = {
-            "format": ADAPTER_FORMAT,
+        facts = {
             "recipe": self.recipe.to_bytes().decode(),
             "base": {"name": self.base_name, "weights": self.base_weights},
         }
-        # One entry: safetensors writes several in an order that changes from call to call.
-        metadata = {"fedmask": json.dumps(described, sort_keys=True)}
-        write_atomically(Path(path), save({"values": torch.from_numpy(self.values)}, metadata=metadata))
+        write_vector(Path(path), "adapter", self.values, facts)
 
     @classmethod
     def load(cls, path: Path | str) -> "Delta":
@@ -151,22 +143,11 @@ class Delta:
 
         Raises FedmaskError where the file is missing, damaged, or not an adapter.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FedmaskError(f"{path}: there is no such adapter file")
+        facts, values = read_vector(Path(path), "adapter")
         try:
-            with safe_open(path, framework="numpy") as file:
-                described = json.loads((file.metadata() or {}).get("fedmask", "{}"))
-                if described.get("format") != ADAPTER_FORMAT:
-                    raise FedmaskError(
-                        f"not a fedmask adapter (format {described.get('format')}, expected {ADAPTER_FORMAT})"
-                    )
-                values = file.get_tensor("values")
-            recipe = MaskRecipe.from_bytes(described["recipe"].encode())
-            return cls(values, recipe, str(described["base"]["name"]), str(described["base"]["weights"]))
-        except FedmaskError as error:
-            raise FedmaskError(f"{path}: {error}") from error
-        except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError, TypeError, OSError) as error:
+            recipe = MaskRecipe.from_bytes(facts["recipe"].encode())
+            return cls(values, recipe, str(facts["base"]["name"]), str(facts["base"]["weights"]))
+        except (KeyError, AttributeError, TypeError, FedmaskError) as error:
             raise FedmaskError(f"{path}: damaged adapter file ({error}); fetch or make it again") from error
 
 

@@ -12,16 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
-from fedmask.runs.files import write_atomically
+from fedmask.runs.vector_file import read_vector, write_vector
 from fedmask.tasks.task import Task
-
-HEAD_FORMAT = "fedmask-head-1"
 
 
 @dataclass(frozen=True)
@@ -65,35 +61,18 @@ class HeadLayout:
 
 def save_head(path: Path, layout: HeadLayout, packed: NDArray[np.float32]) -> None:
     """Write a head with its task and labels; the same head gives the same bytes."""
-    described = {
-        "format": HEAD_FORMAT,
-        "task": layout.task,
-        "labels": layout.labels,
-        "hidden_size": layout.hidden_size,
-    }
-    # One entry: safetensors writes several in an order that changes from call to call.
-    metadata = {"fedmask": json.dumps(described, sort_keys=True)}
-    write_atomically(path, save({"head": torch.from_numpy(np.ascontiguousarray(packed))}, metadata=metadata))
+    facts = {"task": layout.task, "labels": layout.labels, "hidden_size": layout.hidden_size}
+    write_vector(path, "head", packed, facts)
 
 
 def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
     """Raises FedmaskError where the file is missing, damaged or not a head."""
-    if not path.is_file():
-        raise FedmaskError(f"{path}: there is no such head file; a run keeps its heads under clients/ in its folder")
+    facts, packed = read_vector(path, "head")
     try:
-        with safe_open(path, framework="numpy") as file:
-            head = json.loads((file.metadata() or {}).get("fedmask", "{}"))
-            if head.get("format") != HEAD_FORMAT:
-                raise FedmaskError(f"{path}: not a fedmask head (format {head.get('format')}, expected {HEAD_FORMAT})")
-            labels = None if head["labels"] is None else tuple(map(str, head["labels"]))
-            layout = HeadLayout(str(head["task"]), labels, int(head["hidden_size"]))
-            packed = file.get_tensor("head")
-    except (SafetensorError, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, FedmaskError):
-            raise
-        raise FedmaskError(f"{path}: damaged head file ({error})") from error
-    if packed.shape != (layout.size,) or packed.dtype != np.float32:
-        raise FedmaskError(
-            f"{path}: a head of {layout.task} has {layout.size} float32 values, found {packed.dtype} {packed.shape}"
-        )
+        labels = None if facts["labels"] is None else tuple(map(str, facts["labels"]))
+        layout = HeadLayout(str(facts["task"]), labels, int(facts["hidden_size"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FedmaskError(f"{path}: damaged head file ({error}); fetch or make it again") from error
+    if packed.size != layout.size:
+        raise FedmaskError(f"{path}: a head of {layout.task} has {layout.size} values, found {packed.size}")
     return layout, packed

@@ -90,13 +90,13 @@ def test_a_saved_head_is_the_same_when_loaded(tmp_path: Path, layout: HeadLayout
 GOOD = {"format": "fedmask-head-1", "task": "a", "labels": ["x", "y"], "hidden_size": 4}
 
 
-def stored(path: Path, packed: torch.Tensor, described: object = GOOD, name: str = "head") -> None:
+def stored(path: Path, packed: torch.Tensor, described: object = GOOD, name: str = "values") -> None:
     save_file({name: packed}, path, {"fedmask": json.dumps(described)})
 
 
 NOT_HEAD = "not a fedmask head (format None, expected fedmask-head-1)"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, "there is no such head file; a run keeps its heads under clients/"),
+    "missing": (lambda path: None, "there is no such head file"),
     "folder": (lambda path: path.mkdir(), "there is no such head file"),
     "empty": (lambda path: path.write_bytes(b""), "damaged head file"),
     "text": (lambda path: path.write_text("no head\n" * 40), "damaged head file"),
@@ -106,7 +106,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "not JSON": (lambda path: save_file({"head": torch.zeros(10)}, path, {"fedmask": "{"}), "damaged head file"),
     "no task": (lambda path: stored(path, torch.zeros(10), {"format": "fedmask-head-1"}), "damaged head file"),
     "list": (lambda path: stored(path, torch.zeros(10), []), "damaged head file"),
-    "length": (lambda path: stored(path, torch.zeros(9)), "a head of a has 10 float32 values, found float32 (9,)"),
+    "length": (lambda path: stored(path, torch.zeros(9)), "a head of a has 10 values, found 9"),
     "float64": (lambda path: stored(path, torch.zeros(10, dtype=torch.float64)), "found float64 (10,)"),
 }
 
