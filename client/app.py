@@ -17,7 +17,7 @@ from torch import Tensor
 
 from client.process import RunInProcess, run_in_process
 from client.state import ClientState
-from fedmask.errors import MaskMismatchError
+from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.randomness import seed_for
 from fedmask.tasks.partition import ClientData
 from fedmask.training.evaluation import count
@@ -98,15 +98,16 @@ def train(message: Message, context: Context) -> Message:
     start_delta, start_head = _start(client, _receive(client, message, version))
     result = _train_locally(client, start_delta, start_head, server_round)
     payload = b""
+    is_sound = bool(torch.isfinite(result.delta).all() and torch.isfinite(result.head).all())
     if client.run.settings.exchanges_delta:
         assert client.run.mask is not None
         payload += _update("delta", client.run.mask.digest, result.delta, start_delta)
-    elif client.run.settings.trains_delta:
+    elif client.run.settings.trains_delta and is_sound:
         assert client.run.mask is not None
         client.state.keep_delta(client.run.mask, client.run.texts.base, result.delta)
     if client.shares_head:
         payload += _update("head", client.layout.digest, result.head, start_head)
-    else:
+    elif is_sound:  # the server rejects this reply; the client goes on from what it had before the round
         client.state.keep_head(client.layout, result.head)
     metrics: dict[str, int | float] = {"num-examples": len(client.data.train), "train-loss": result.mean_loss}
     return Message(pack(payload, metrics=metrics), reply_to=message)
@@ -123,6 +124,8 @@ def evaluate(message: Message, context: Context) -> Message:
     if client.shares_head:
         client.state.keep_head(client.layout, head)  # the model this client would use from now on
     outputs = client.layout.outputs(head, _features(client, delta, split))
+    if not torch.isfinite(outputs).all():
+        raise FedmaskError(f"client {client.data.client_id}: its model's outputs on {split} are not finite")
     labels = client.run.texts.split(client.data.task, split).labels
     counts = count(client.data.task, outputs, labels, client.data.label_mix)
     metrics = {
@@ -146,7 +149,9 @@ def _client(run: RunInProcess, context: Context) -> Client:
     client_id = int(context.node_config["partition-id"])
     data = run.texts.client(client_id)
     layout = HeadLayout.of(data.task, run.texts.base.hidden_size)
-    return Client(run, data, layout, ClientState(Path(run.settings.state_folder), client_id))
+    if "state-folder" not in context.node_config:
+        raise FedmaskError(f"client {client_id} has no folder for what stays with it: give its node a state-folder")
+    return Client(run, data, layout, ClientState(Path(str(context.node_config["state-folder"])), client_id))
 
 
 def _receive(client: Client, message: Message, version: int) -> dict[str, NamedVector]:

@@ -41,14 +41,24 @@ class Classifier:
             raise FedmaskError("a classifier takes a list of texts; put a single text into one: classifier([text])")
         if not texts:
             return []
+        pairs = not isinstance(texts[0], str)
+        for row, text in enumerate(texts):
+            if (not isinstance(text, str)) != pairs or (pairs and not _is_pair(text)):
+                raise FedmaskError(
+                    f"text {row}: {text!r} is not a {'pair of texts' if pairs else 'text'} like the first"
+                )
         first = [text if isinstance(text, str) else text[0] for text in texts]
-        second = None if isinstance(texts[0], str) else [text[1] for text in texts]
+        second = [text[1] for text in texts] if pairs else None
         split = Split(tuple(first), None if second is None else tuple(second), np.zeros(len(first), np.int64))
         features = encode(self._encoder, tokenize(split, self._tokenizer, self._encoder, max_length))
         outputs = self._layout.outputs(self._head, features)
         if self._layout.labels is None:
             return [float(value) for value in outputs.squeeze(1)]
         return [self._layout.labels[int(index)] for index in outputs.argmax(1)]
+
+
+def _is_pair(text: object) -> bool:
+    return isinstance(text, tuple | list) and len(text) == 2 and all(isinstance(part, str) for part in text)
 
 
 def load_classifier(folder: Path | str) -> Classifier:

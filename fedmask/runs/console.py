@@ -3,7 +3,7 @@
 Nothing here changes a run. Where the output is no terminal, the bar is left out and the lines remain.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -54,7 +54,8 @@ class RunProgress:
         mean = report.scores.mean_score()
         failures = sum(report.failure_causes.values())
         console.print(
-            f"{self._title}, round {report.round}/{self._num_rounds}: {len(report.cohort)} clients, {failures} failures, "
+            f"{self._title}, round {report.round}/{self._num_rounds}: "
+            f"{len(report.cohort)} clients, {failures} failures, "
             f"train loss {_number(report.train_loss)}, validation score {_number(mean)}, {report.seconds:.1f} s",
             markup=False,
         )
@@ -68,7 +69,9 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def own_mix_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """Test score weighted to each client's own label mix, beside what needs no model at all."""
-    title = "the same on each client's own label mix (always guessing its majority label in brackets)"
+    title = (
+        "the same on each client's own label mix, for central the pooled one (guessing the majority label in brackets)"
+    )
     return _table(title, summaries, "own_score", "own_majority_score")
 
 
@@ -78,11 +81,26 @@ def _table(title: str, summaries: Mapping[str, Mapping[str, Any]], figure: str, 
     for name in summaries:
         table.add_column(name, justify="right")
     runs = list(summaries.values())
-    for task in runs[0][figure]:
+    tasks = sorted(set[str]().union(*(run[figure] for run in runs)))
+    for task in tasks:
         table.add_row(task, *[f"{_number(run[figure].get(task))} ({_number(run[beside].get(task))})" for run in runs])
     table.add_section()
-    table.add_row("mean over tasks", *[_number(_mean(run[figure])) for run in runs])
+    in_all = [task for task in tasks if all(task in run[figure] for run in runs)]
+    over = "mean over tasks" if in_all == tasks else f"mean over the {len(in_all)} tasks that all runs have"
+    table.add_row(over, *[_number(_mean([run[figure][task] for task in in_all])) for run in runs])
     return table
+
+
+def left_out_lines(summary: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+    """What the scores do not cover."""
+    lines = []
+    if number := summary["clients_never_drawn"]:
+        lines.append(f"{number} clients were never drawn and are left out of the scores")
+    if missing := [task for task in tasks if task not in summary["score"]]:
+        lines.append(f"no client of these tasks was scored: {', '.join(missing)}")
+    if causes := summary["test_failure_causes"]:
+        lines.append(f"failures while scoring on test: {', '.join(f'{cause} x {n}' for cause, n in causes.items())}")
+    return lines
 
 
 def communication_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -90,10 +108,12 @@ def communication_lines(summary: Mapping[str, Any]) -> list[str]:
     sent = summary["communication"]
     both_ways = sent["uplink_bytes_per_client_round"] + sent["downlink_bytes_per_client_round"]
     full = sent["full_finetuning_bytes_per_client_round"]
+    times = f"{full / both_ways:,.0f} times as much" if both_ways else "nothing was sent"
     return [
         f"bytes per client and round: {sent['uplink_bytes_per_client_round']:,.0f} up, "
-        f"{sent['downlink_bytes_per_client_round']:,.0f} down (once before: mask, {sent['mask_bytes_per_client']:,.0f})",
-        f"full fine-tuning would send {full:,} (projection: fp32, both ways, no framing): {full / both_ways:,.0f} times as much",
+        f"{sent['downlink_bytes_per_client_round']:,.0f} down; "
+        f"once, for the mask: {sent['mask_bytes_per_client']:,.0f}",
+        f"full fine-tuning would send {full:,} (projection: fp32, both ways, no framing): {times}",
         f"all messages of this run together: {sent['total_bytes']:,} bytes",
     ]
 
@@ -102,5 +122,5 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _mean(scores: Mapping[str, float]) -> float | None:
-    return sum(scores.values()) / len(scores) if scores else None
+def _mean(scores: Sequence[float]) -> float | None:
+    return sum(scores) / len(scores) if scores else None

@@ -20,8 +20,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.config import RunConfig, to_dict
-from fedmask.runs.files import write_atomically
+from fedmask.files import write_atomically
+from fedmask.runs.config import RunConfig, from_yaml, to_dict
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
 ADAPTER, SUMMARY, CLIENTS, COMPARE = "adapter.safetensors", "summary.json", "clients", "compare"
@@ -30,40 +30,68 @@ _ALL = (SUMMARY, CONFIG, ROUNDS, COMMUNICATION, ADAPTER, CLIENTS, COMPARE)
 
 def default_output(config: RunConfig, now: datetime) -> str:
     """A new folder under runs/, named by what is run and when."""
-    return f"runs/{config.model.name}-{config.data.source}-{config.mask.rule}-{now:%Y%m%d-%H%M%S}"
+    from fedmask.models import shown_name  # torch and transformers: late
+
+    model = shown_name(config.model.name, config.model.path).replace("/", "-")
+    return f"runs/{model}-{config.data.source}-{config.mask.rule}-{now:%Y%m%d-%H%M%S}"
 
 
 class RunFolder:
-    """One run's files."""
+    """One run's files. An earlier run in the same place is put aside, and given up only when a round has ended."""
 
     def __init__(self, path: Path, overwrite: bool) -> None:
         """Touches nothing yet.
 
-        Raises FedmaskError where the path is a file, or already holds a run and overwrite is false.
+        Raises FedmaskError where the path is a file, where it already holds a run and overwrite is false, and where it
+        holds files of the names that a run uses, but no run.
         """
         self.path = path
+        self._replaced = path / ".replaced"
         if path.exists() and not path.is_dir():
             raise FedmaskError(f"output={path}: this is a file; name a folder")
-        if self._holds_a_run() and not overwrite:
+        found = [name for name in _ALL if (path / name).exists()]
+        if found and not overwrite:
             raise FedmaskError(
                 f"output={path}: this folder already holds a run; name another, or say overwrite=true to replace it"
             )
+        if found and not self._holds_a_run():
+            raise FedmaskError(f"output={path}: holds {found[0]}, but no run of fedmask; name another folder")
 
     def _holds_a_run(self) -> bool:
-        return any((self.path / name).exists() for name in _ALL)
+        try:
+            from_yaml((self.path / CONFIG).read_text())
+        except (OSError, UnicodeDecodeError, FedmaskError):
+            return False
+        return True
 
     def begin(self, config: RunConfig) -> None:
-        """Clear an earlier run's files (and no others) and write the configuration."""
-        for name in _ALL:
-            old = self.path / name
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
+        """Put an earlier run's files (and no others) aside and write the configuration."""
+        if self._replaced.exists():  # an earlier beginning was killed before a round of it had ended
+            self.abandon()
+        self._move(self.path, self._replaced)
         self.clients.mkdir(parents=True)
         write_atomically(self.path / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
         for name in (ROUNDS, COMMUNICATION):
             (self.path / name).touch()
+
+    def abandon(self) -> None:
+        """Undo `begin`: an earlier run's files are back, and nothing of this run is left; unless a round has ended."""
+        if (self.path / ROUNDS).exists() and (self.path / ROUNDS).stat().st_size:
+            return
+        for name in _ALL:
+            _remove(self.path / name)
+        if self._replaced.exists():
+            self._move(self._replaced, self.path)
+            self._replaced.rmdir()
+        elif not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _move(self, source: Path, target: Path) -> None:
+        found = [name for name in _ALL if (source / name).exists()]
+        if found:
+            target.mkdir(parents=True, exist_ok=True)
+        for name in found:
+            (source / name).rename(target / name)
 
     @property
     def clients(self) -> Path:
@@ -75,12 +103,20 @@ class RunFolder:
 
     def add_round(self, line: Mapping[str, Any]) -> None:
         _append(self.path / ROUNDS, [line])
+        _remove(self._replaced)
 
     def add_communication(self, lines: Iterable[Mapping[str, Any]]) -> None:
         _append(self.path / COMMUNICATION, lines)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

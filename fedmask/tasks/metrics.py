@@ -65,7 +65,8 @@ def spearman_counts(outputs: np.ndarray, labels: np.ndarray, weights: np.ndarray
     if len(labels) < 2 or not np.isfinite(outputs).all():
         return np.array([0.0, 1.0])
     first, second = (ranks - ranks.mean() for ranks in (average_ranks(outputs), average_ranks(labels)))
-    return np.array([_ratio(float(first @ second), math.sqrt(float(first @ first) * float(second @ second))), 1.0])
+    rho = _ratio(float(first @ second), math.sqrt(float(first @ first) * float(second @ second)))
+    return np.array([_within_one(rho), 1.0])
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
@@ -89,7 +90,7 @@ def f1_value(counts: np.ndarray) -> float:
 def matthews_value(counts: np.ndarray) -> float:
     """Matthews correlation from [tp, fp, fn, tn]."""
     tp, fp, fn, tn = map(float, counts)
-    return _ratio(tp * tn - fp * fn, math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    return _within_one(_ratio(tp * tn - fp * fn, math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))))
 
 
 METRICS: dict[str, Metric] = {
@@ -132,6 +133,11 @@ def _sums(columns: list[np.ndarray], weights: np.ndarray | None) -> np.ndarray:
     """Sum of each (n,) column over the rows, weighted where weights (n,) are given: (m,) float64."""
     stacked = np.stack(columns).astype(np.float64)
     return stacked.sum(axis=1) if weights is None else np.asarray(stacked @ weights, dtype=np.float64)
+
+
+def _within_one(correlation: float) -> float:
+    """Rounding may carry a perfect correlation past 1 by a bit."""
+    return max(-1.0, min(1.0, correlation))
 
 
 def _ratio(numerator: float, denominator: float) -> float:

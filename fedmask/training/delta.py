@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe, base_digest
-from fedmask.runs.vector_file import read_vector, write_vector
+from fedmask.training.vector_file import read_vector, write_vector
 
 
 class SelectedEntries:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
-from fedmask.runs.vector_file import read_vector, write_vector
 from fedmask.tasks.task import Task
+from fedmask.training.vector_file import read_vector, write_vector
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,7 @@ def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Modul
 
     Raises FedmaskError where the model has fewer positions than that.
     """
-    if max_length > (longest := _positions(encoder)):
-        raise FedmaskError(f"data.max_length={max_length}: this model reads at most {longest} tokens")
+    check_length(encoder, max_length)
     texts = [list(split.text_a)] if split.text_b is None else [list(split.text_a), list(split.text_b)]
     takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters and _type_vocabulary(encoder) > 1
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=takes_types)
@@ -69,6 +68,12 @@ def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Modul
         padding_id=0 if padding_id is None else int(padding_id),
         labels=split.labels,
     )
+
+
+def check_length(encoder: nn.Module, max_length: int) -> None:
+    """Raises FedmaskError where the model has fewer positions than max_length."""
+    if max_length > (longest := _positions(encoder)):
+        raise FedmaskError(f"data.max_length={max_length}: this model reads at most {longest} tokens")
 
 
 def _positions(encoder: nn.Module) -> float:

@@ -30,8 +30,6 @@ class Settings:
     baseline: str
     seed: int
     threads: int
-    state_folder: str
-    """Where the simulation's clients keep what stays on clients, one folder each."""
 
     @property
     def exchanges_delta(self) -> bool:

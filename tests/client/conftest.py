@@ -56,15 +56,16 @@ def told(tmp_path: Path) -> Settings:
             "threads=1",
         ]
     )
-    return settings_for(config, tmp_path / "clients")
+    return settings_for(config)
 
 
 class Federation:
     """A server's view: `tell` a client its setup, `ask` it something."""
 
-    def __init__(self, told: Settings, mask: Mask) -> None:
-        self.told, self.mask = told, mask
+    def __init__(self, told: Settings, mask: Mask, folder: Path) -> None:
+        self.told, self.mask, self.folder = told, mask, folder
         self.grid = LocalGrid(app, 2, seed=random.Random(0).randrange(10**6))
+        self.grid.keep_client_state_in(folder)
         self.nodes = list(self.grid.get_node_ids())
 
     def tell(self, client: int, payload: bytes | None = None) -> Message:
@@ -81,9 +82,9 @@ class Federation:
 
 
 @pytest.fixture
-def federation(told: Settings, mask: Mask) -> Callable[..., Federation]:
+def federation(told: Settings, mask: Mask, tmp_path: Path) -> Callable[..., Federation]:
     def make(**changes: Any) -> Federation:
         client = replace(told.client, head=changes.pop("head", "local"))
-        return Federation(replace(told, client=client, **changes), mask)
+        return Federation(replace(told, client=client, **changes), mask, tmp_path / "clients")
 
     return make

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
+import client.app
 import client.process
 from fedmask.errors import MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
@@ -166,7 +167,7 @@ def test_a_client_beyond_the_federation_is_refused(federation: Federate) -> None
 
 
 def head_file(talk: Any, number: int) -> Path:
-    return Path(talk.told.state_folder) / f"client-{number:05d}" / "head.safetensors"
+    return Path(talk.folder) / f"client-{number:05d}" / "head.safetensors"
 
 
 def test_a_local_head_goes_on_from_where_it_was(federation: Federate, mask: Mask) -> None:
@@ -223,3 +224,25 @@ def test_a_node_that_lost_its_state_starts_like_a_new_one(federation: Federate, 
     assert config_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content)["missing"] == "mask"
     talk.tell(0)
     assert payload_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content)
+
+
+@pytest.mark.parametrize("baseline", ["none", "alone"])
+def test_what_is_not_finite_is_never_kept(
+    federation: Federate, mask: Mask, monkeypatch: pytest.MonkeyPatch, baseline: str
+) -> None:
+    talk = federation(baseline=baseline)
+    talk.tell(0)
+    payload = zeros(mask) if baseline == "none" else b""
+    talk.ask("train", 0, payload, round=1, version=0)
+    kept = {path: path.read_bytes() for path in talk.folder.rglob("*.safetensors")}
+    assert kept
+    trained = client.app._train_locally
+
+    def broken(*arguments: Any) -> Any:
+        result = trained(*arguments)
+        result.head[0] = float("nan")
+        return result
+
+    monkeypatch.setattr(client.app, "_train_locally", broken)
+    talk.ask("train", 0, payload, round=2, version=0)
+    assert {path: path.read_bytes() for path in talk.folder.rglob("*.safetensors")} == kept

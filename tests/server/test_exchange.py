@@ -1,5 +1,6 @@
 """server.exchange: the mask goes out once; who lost it is sent it again in the same round; every byte is counted."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -248,14 +249,15 @@ def test_one_head_layout_has_one_size(federate: Callable[..., Run]) -> None:
 
 def test_what_a_stopped_run_has_sent_is_in_its_ledger(federate: Callable[..., Run], tmp_path: Path) -> None:
     def app(message: Message, context: Context) -> Message:
-        if config_of(message.content).get("round") == 1:
+        if config_of(message.content).get("round") == 2:
             raise RuntimeError("no disk")
         return client_app(message, context)
 
-    with pytest.raises(FedmaskError, match="round 1: no client's reply could be used"):
+    with pytest.raises(FedmaskError, match="round 2: no client's reply could be used"):
         federate(app=app, output=tmp_path / "run")
-    lines = (tmp_path / "run" / "communication.jsonl").read_text().splitlines()
-    assert sum('"kind": "train"' in line for line in lines) == 8  # four requests, four error replies
+    lines = [json.loads(line) for line in (tmp_path / "run" / "communication.jsonl").read_text().splitlines()]
+    sent = [line for line in lines if line["round"] == 2 and line["kind"] == "train"]
+    assert len(sent) == 8  # four requests, four error replies
 
 
 def test_failures_while_scoring_on_test_are_counted(federate: Callable[..., Run]) -> None:

@@ -6,6 +6,7 @@ import math
 import random
 import struct
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,9 @@ class ShufflingGrid:
     def __init__(self, app: Any, num_clients: int) -> None:
         self._grid = LocalGrid(app, num_clients, seed=99)
         self._random = random.Random(num_clients)
+
+    def keep_client_state_in(self, folder: Path) -> None:
+        self._grid.keep_client_state_in(folder)
 
     def get_node_ids(self) -> list[int]:
         ids = list(self._grid.get_node_ids())

@@ -153,3 +153,13 @@ def test_majority_of_a_binary_metric_and_of_a_regression() -> None:
     np.testing.assert_allclose(majority_counts(METRICS["f1"], labels, np.array([0.4, 0.6])), [2.4, 1.6, 0.0])
     np.testing.assert_allclose(majority_counts(METRICS["matthews"], labels, np.array([0.7, 0.3])), [0, 0, 1.2, 2.8])
     assert majority_counts(METRICS["spearman"], np.array([0.5, 1.5]), None).tolist() == [0.0, 1.0]
+
+
+@given(st.lists(st.floats(0.01, 100.0), min_size=2, max_size=40), st.booleans())
+def test_a_perfect_correlation_is_never_above_one(weights: list[float], reverse: bool) -> None:
+    labels = np.arange(len(weights)) % 2
+    outputs = np.eye(2)[1 - labels if reverse else labels]
+    metric = METRICS["matthews"]
+    value = metric.value(metric.counts(outputs, labels, np.array(weights)))
+    assert -1.0 <= value <= 1.0
+    assert value == pytest.approx(-1.0 if reverse else 1.0)

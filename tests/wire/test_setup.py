@@ -31,7 +31,7 @@ class Encoder(nn.Module):
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     config = compose(["model=tiny", "mask=hiwi", "data.tasks=[a,b]", "seed=3", "threads=2", "clients=5"])
-    return settings_for(config, tmp_path_factory.mktemp("clients"))
+    return settings_for(config)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_key_that_is_not_known(told: Settings) -> None:
     rejection(with_settings(raw_settings(Setup(told, None).to_bytes()) | {"colour": 1}))
 
 
-@pytest.mark.parametrize("key", ["seed", "model", "data", "client", "state_folder", "mask"])
+@pytest.mark.parametrize("key", ["seed", "model", "data", "client", "mask"])
 def test_a_missing_key(told: Settings, key: str) -> None:
     raw = raw_settings(Setup(told, None).to_bytes())
     del raw[key]

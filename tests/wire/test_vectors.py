@@ -206,3 +206,9 @@ def test_a_huge_size_that_both_claim_is_held_against_the_body() -> None:
     tracemalloc.stop()
     assert found.cause == "undecodable"
     assert peak_bytes < 100_000
+
+
+@pytest.mark.parametrize("size", [11_520, 6_814, 106_608])  # hiwi and 0.03% on MiniLM, 0.03% on roberta-large
+def test_a_delta_takes_four_bytes_a_value_and_at_most_64_more(size: int) -> None:
+    taken = len(frame(NamedVector("delta", "0" * 64, np.zeros(size, np.float32))))
+    assert 4 * size < taken <= 4 * size + 64

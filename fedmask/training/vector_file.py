@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.files import write_atomically
+from fedmask.files import write_atomically
 
 _ENTRY, _TENSOR = "fedmask", "values"
 

@@ -1,0 +1,437 @@
+"""fedmask.runs.config: strict building, every fault with its key, the way to YAML and back."""
+
+import copy
+import math
+import os
+import types
+from collections.abc import Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmask.runs.config import (
+    KEYS,
+    SECTIONS,
+    ConfigError,
+    RunConfig,
+    build,
+    check,
+    from_yaml,
+    to_dict,
+    unknown_key,
+)
+
+VALID: dict[str, Any] = {
+    "model": {"name": "tiny", "hub": None, "path": None, "weights": "random", "geometry": {"model_type": "bert"}},
+    "data": {
+        "source": "demo",
+        "root": None,
+        "tasks": None,
+        "partition": "natural",
+        "alpha": 0.3,
+        "examples_per_client": 100,
+        "max_length": 64,
+    },
+    "mask": {
+        "rule": "pafi",
+        "density": 0.0003,
+        "scope": "global",
+        "include": None,
+        "exclude": [],
+        "embeddings": False,
+        "seed": 0,
+        "rank": None,
+    },
+    "client": {
+        "local_epochs": 1,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "head_learning_rate": 0.005,
+        "weight_decay": 0.0,
+        "head": "local",
+    },
+    "clients": 10,
+    "clients_per_round": None,
+    "rounds": 5,
+    "baseline": "none",
+    "compare": [],
+    "runtime": "local",
+    "seed": 0,
+    "threads": 2,
+    "output": None,
+    "overwrite": False,
+}
+UNTAKEN_BY_HIWI = {"rule": "hiwi", "density": None, "scope": None, "rank": 4}
+
+
+def changed(**changes: object) -> dict[str, Any]:
+    """VALID with dotted keys (a double underscore for the dot) set."""
+    raw = copy.deepcopy(VALID)
+    for name, value in changes.items():
+        section, _, entry = name.rpartition("__")
+        (raw[section] if section else raw)[entry] = value
+    return raw
+
+
+def faults_of(raw: Mapping[Any, Any]) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        build(raw)
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    assert all("\n" not in fault for fault in caught.value.faults)
+    return caught.value.faults
+
+
+def test_build_gives_the_values_as_given() -> None:
+    config = build(changed(compare=["frozen", "alone"], data__alpha=1))
+    assert (config.clients, config.mask.density, config.client.head) == (10, 0.0003, "local")
+    assert config.compare == ("frozen", "alone")
+    assert type(config.data.alpha) is float
+    assert config.model.geometry == {"model_type": "bert"}
+
+
+def test_threads_null_is_the_number_of_usable_cpus() -> None:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert build(changed(threads=None)).threads == usable
+    assert build(changed(threads=7)).threads == 7
+
+
+PATTERNS = "['*.attention.*']"
+BAD_VALUES = [
+    ("rounds", 0, "rounds=0: must be a whole number of at least 1"),
+    ("rounds", "3", "rounds=3: must be a whole number of at least 1"),
+    ("rounds", True, "rounds=true: must be a whole number of at least 1"),
+    ("rounds", 2.0, "rounds=2.0: must be a whole number of at least 1"),
+    ("rounds", None, "rounds=null: must be a whole number of at least 1"),
+    ("clients", -1, "clients=-1: must be a whole number of at least 1"),
+    ("clients_per_round", 0, "clients_per_round=0: must be a whole number of at least 1, or null (all)"),
+    ("seed", -1, "seed=-1: must be a whole number of at least 0"),
+    ("threads", 0, "threads=0: must be a whole number of at least 1, or null (the CPUs that this process may use)"),
+    ("output", "", "output='': must be a folder, or null (a new one under runs/)"),
+    ("output", 3, "output=3: must be a folder, or null (a new one under runs/)"),
+    ("output", ["a", None], "output=[a,null]: must be a folder, or null (a new one under runs/)"),
+    ("overwrite", 1, "overwrite=1: must be true or false"),
+    ("overwrite", "yes\nno", "overwrite='yes\\nno': must be true or false"),
+    ("baseline", "frozn", "baseline=frozn: must be one of none, frozen, alone, central; did you mean frozen?"),
+    ("runtime", "ray", "runtime=ray: must be local"),
+    ("compare", "frozen", "compare=frozen: must be a list of baselines out of frozen, alone, central, each once"),
+    (
+        "compare",
+        ["frozen", "allone"],
+        "compare=[frozen,allone]: must be a list of baselines out of frozen, alone, central, each once;"
+        " did you mean alone?",
+    ),
+    (
+        "compare",
+        ["frozen", "frozen"],
+        "compare=[frozen,frozen]: must be a list of baselines out of frozen, alone, central, each once",
+    ),
+    ("model.weights", None, "model.weights=null: must be one of pretrained, random"),
+    (
+        "model.geometry",
+        {"hidden_size": 3},
+        "model.geometry={'hidden_size': 3}: must be a mapping of names to numbers or words, model_type among them,"
+        " or null (pretrained weights only)",
+    ),
+    ("data.alpha", 0, "data.alpha=0: must be a number above 0"),
+    ("data.alpha", math.inf, "data.alpha=inf: must be a number above 0"),
+    ("data.alpha", math.nan, "data.alpha=nan: must be a number above 0"),
+    ("data.alpha", 10**400, "data.alpha=1000"),
+    ("data.max_length", 7, "data.max_length=7: must be a whole number from 8 to 512"),
+    ("data.max_length", 513, "data.max_length=513: must be a whole number from 8 to 512"),
+    ("data.partition", "dirichelt", "data.partition=dirichelt: must be one of iid, dirichlet, natural; "),
+    (
+        "data.tasks",
+        "sst2",
+        "data.tasks=sst2: must be a list of task names such as [sst2,trec], each once, or null (demo: all it has)",
+    ),
+    ("data.tasks", [], "data.tasks=[]: must be a list of task names"),
+    ("data.tasks", [1], "data.tasks=[1]: must be a list of task names"),
+    ("data.tasks", ["a", "a"], "data.tasks=[a,a]: must be a list of task names such as [sst2,trec], each once"),
+    ("data.examples_per_client", 0, "data.examples_per_client=0: must be a whole number of at least 1, or null"),
+    ("mask.rule", "pafii", "mask.rule=pafii: must be one of pafi, largest, random, hiwi, ffn_bias, bitfit, all; did"),
+    ("mask.density", 0, "mask.density=0: must be a number above 0 and at most 1, or null (the other rules)"),
+    ("mask.density", 1.5, "mask.density=1.5: must be a number above 0 and at most 1, or null (the other rules)"),
+    ("mask.density", False, "mask.density=false: must be a number above 0 and at most 1, or null (the other rules)"),
+    ("mask.scope", "globl", "mask.scope=globl: must be one of global, per_tensor, or null (the other rules); did you"),
+    ("mask.include", [], f"mask.include=[]: must be a list of patterns such as {PATTERNS}, each once, or null"),
+    ("mask.exclude", None, f"mask.exclude=null: must be a list of patterns such as {PATTERNS}, each once"),
+    ("mask.embeddings", "true", "mask.embeddings=true: must be true or false"),
+    ("mask.rank", 0, "mask.rank=0: must be a whole number of at least 1, or null (the other rules)"),
+    ("client.learning_rate", 0, "client.learning_rate=0: must be a number above 0"),
+    ("client.learning_rate", "1e-3", "client.learning_rate=1e-3: must be a number above 0"),
+    ("client.weight_decay", -0.1, "client.weight_decay=-0.1: must be a number of at least 0"),
+    ("client.head", "shraed", "client.head=shraed: must be one of local, shared, frozen; did you mean shared?"),
+    ("model", 3, "model=3: must be a section with the keys name, hub, path, weights, geometry"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "text"), BAD_VALUES, ids=lambda part: str(part)[:30])
+def test_a_value_that_is_not_allowed_is_one_line(key: str, value: object, text: str) -> None:
+    (fault,) = faults_of(changed(**{key.replace(".", "__"): value}))
+    assert fault.startswith(text)
+
+
+@settings(deadline=None)
+@given(key=st.sampled_from(sorted(KEYS)), junk=st.sampled_from([object(), b"x", {1: 2}, {"a"}, [[]], -3, "\n", 1e400]))
+def test_junk_in_any_key_is_one_line_that_names_it(key: str, junk: object) -> None:
+    (fault,) = faults_of(changed(**{key.replace(".", "__"): junk}))
+    assert fault.startswith(f"{key}=")
+
+
+@settings(deadline=None)
+@given(st.integers(-5, 600), st.floats(-1, 2))
+def test_ranges_hold_at_every_value(length: int, density: float) -> None:
+    _, faults = check(changed(data__max_length=length, mask__density=density))
+    assert any(fault.startswith("data.max_length=") for fault in faults) == (not 8 <= length <= 512)
+    assert any(fault.startswith("mask.density=") for fault in faults) == (not 0 < density <= 1)
+
+
+def test_all_faults_come_together_each_once() -> None:
+    raw = changed(rounds=0, mask__density=7, client__head="x", clients_per_round=20, rond=3, data__alpa=1)
+    del raw["seed"], raw["model"]["hub"]
+    assert faults_of(raw) == (
+        "data.alpa=1: no such key; did you mean data.alpha?",
+        "rond=3: no such key; did you mean rounds?",
+        "model.hub: missing; must be a hub name, or null (none: the model is made from its geometry and a seed)",
+        "mask.density=7: must be a number above 0 and at most 1, or null (the other rules)",
+        "client.head=x: must be one of local, shared, frozen",
+        "rounds=0: must be a whole number of at least 1",
+        "seed: missing; must be a whole number of at least 0",
+        "clients_per_round=20: more than there are, clients=10; must be at most that, or null (all)",
+    )
+
+
+def test_a_key_that_is_no_word_is_unknown() -> None:
+    assert faults_of({**VALID, 3: 4}) == ("3=4: no such key; --help lists all keys",)
+
+
+def test_a_missing_section_is_missing_key_by_key() -> None:
+    raw = changed()
+    del raw["client"]
+    assert [fault.partition(":")[0] for fault in faults_of(raw)] == [key for key in KEYS if key.startswith("client.")]
+
+
+@pytest.mark.parametrize(
+    ("key", "ending"),
+    [
+        ("rond", "did you mean rounds?"),
+        ("learning_rate", "did you mean client.learning_rate?"),
+        ("epochs", "did you mean client.local_epochs?"),
+        ("mask.densty", "did you mean mask.density?"),
+        ("qqqqqq", "--help lists all keys"),
+    ],
+)
+def test_an_unknown_key_gets_the_closest_one(key: str, ending: str) -> None:
+    assert unknown_key(key, 3) == f"{key}=3: no such key; {ending}"
+
+
+CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
+    (
+        {"mask": {**VALID["mask"], **UNTAKEN_BY_HIWI, "density": 0.1}},
+        ["mask.density=0.1: mask=hiwi takes no density; leave it out, or take mask=pafi|largest|random"],
+    ),
+    (
+        {"mask": {**VALID["mask"], **UNTAKEN_BY_HIWI, "scope": "global", "include": ["a"], "exclude": ["b", "c"]}},
+        [
+            "mask.scope=global: mask=hiwi takes no scope; leave it out, or take mask=pafi|largest|random",
+            "mask.include=[a]: mask=hiwi takes no include; leave it out, or take mask=pafi|largest|random",
+            "mask.exclude=[b,c]: mask=hiwi takes no exclude; leave it out, or take mask=pafi|largest|random",
+        ],
+    ),
+    (
+        {"mask__embeddings": True, "mask__seed": 3, "mask__rank": 4},
+        [
+            "mask.embeddings=true: mask=pafi takes no embeddings; leave it out, or take mask=all",
+            "mask.seed=3: mask=pafi takes no seed; leave it out, or take mask=random",
+            "mask.rank=4: mask=pafi takes no rank; leave it out, or take mask=hiwi",
+        ],
+    ),
+    (
+        {"mask__density": None, "mask__scope": None},
+        ["mask.density=null: mask=pafi needs a density", "mask.scope=null: mask=pafi needs a scope"],
+    ),
+    ({"mask": {**VALID["mask"], **UNTAKEN_BY_HIWI, "rank": None}}, ["mask.rank=null: mask=hiwi needs a rank"]),
+    (
+        {"data__source": "tsv"},
+        [
+            "data.root=null: data=tsv needs a folder: data.root=DIR",
+            "data.tasks=null: data=tsv needs a list: data.tasks=[...]",
+        ],
+    ),
+    ({"data__source": "hub"}, ["data.tasks=null: data=hub needs a list: data.tasks=[...]"]),
+    (
+        {"data__source": "python", "data__tasks": ["m:t"]},
+        ["data.root=null: data=python needs a folder: data.root=DIR"],
+    ),
+    (
+        {"data__root": "my data"},
+        ["data.root=my data: data=demo reads no folder; leave it out, or take data=tsv|hub|python"],
+    ),
+    (
+        {"clients_per_round": 11},
+        ["clients_per_round=11: more than there are, clients=10; must be at most that, or null (all)"],
+    ),
+    (
+        {"clients": 2, "data__tasks": ["a", "b", "c"]},
+        ["clients=2: fewer than the 3 tasks of data.tasks; every task needs a client"],
+    ),
+    (
+        {"model__weights": "pretrained"},
+        ["model.weights=pretrained: model=tiny is on no hub; give model.path=, or take model.weights=random"],
+    ),
+    (
+        {"model__geometry": None},
+        ["model.geometry=null: model.weights=random needs a geometry, or the one of model.path="],
+    ),
+    (
+        {"model__geometry": {"model_type": "bert", "max_position_embeddings": 63}},
+        ["data.max_length=64: model=tiny reads at most 63 tokens"],
+    ),
+    (
+        {"model__geometry": {"model_type": "roberta", "max_position_embeddings": 65, "pad_token_id": 1}},
+        ["data.max_length=64: model=tiny reads at most 63 tokens"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "faults"), CONTRADICTIONS)
+def test_values_that_contradict_each_other(changes: dict[str, object], faults: list[str]) -> None:
+    assert list(faults_of(changed(**changes))) == faults
+
+
+NO_CONTRADICTIONS: list[dict[str, object]] = [
+    {"clients_per_round": 10},
+    {"clients": 3, "data__tasks": ["a", "b", "c"]},
+    {"mask": {**VALID["mask"], **UNTAKEN_BY_HIWI}},
+    {"mask": {**VALID["mask"], "rule": "all", "density": None, "scope": None, "embeddings": True}},
+    {"mask": {**VALID["mask"], "rule": "random", "seed": 3}},
+    {"model__path": "folder", "model__weights": "pretrained"},
+    {"model__path": "folder", "model__geometry": None},
+    {"model__geometry": {"model_type": "bert", "max_position_embeddings": 64}},
+    {"model__geometry": {"model_type": "bert", "max_position_embeddings": "?"}},
+    {"model__geometry": {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}},
+]
+
+
+@pytest.mark.parametrize("changes", NO_CONTRADICTIONS)
+def test_values_that_go_together_build(changes: dict[str, object]) -> None:
+    build(changed(**changes))
+
+
+def test_nothing_is_said_of_what_depends_on_an_undecided_key() -> None:
+    raw = changed(mask__rank=4, clients_per_round=11, rounds=0)
+    values, faults = check(raw, undecided={"mask.rule", "clients", "rounds"})
+    assert faults == []
+    assert not {"mask.rule", "clients", "rounds"} & values.keys()
+
+
+def test_a_wrong_value_is_not_also_called_missing() -> None:
+    raw = changed(data__source="tsv", data__root=3, data__tasks="sst2", mask__density=7)
+    assert [fault.partition("=")[0] for fault in faults_of(raw)] == ["data.root", "data.tasks", "mask.density"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# YAML and back
+# ----------------------------------------------------------------------------------------------------------------------
+
+WORDS = st.text(min_size=1).filter(str.strip)
+POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+
+
+@st.composite
+def raws(draw: st.DrawFn) -> dict[str, Any]:
+    """Mappings that build, with hard texts and floats where any are allowed."""
+    clients = draw(st.integers(5, 10**6))
+    return changed(
+        model__path=draw(st.none() | WORDS),
+        data__source="hub",
+        data__root=draw(st.none() | WORDS),
+        data__tasks=draw(st.lists(WORDS, min_size=1, max_size=5, unique=True)),
+        data__alpha=draw(POSITIVE),
+        mask__density=draw(st.floats(0, 1, exclude_min=True)),
+        mask__include=draw(st.none() | st.lists(WORDS, min_size=1, unique=True)),
+        mask__exclude=draw(st.lists(WORDS, unique=True)),
+        client__learning_rate=draw(POSITIVE),
+        clients=clients,
+        clients_per_round=draw(st.none() | st.integers(1, clients)),
+        compare=draw(st.lists(st.sampled_from(["frozen", "alone"]), unique=True)),
+        seed=draw(st.integers(0, 2**63)),
+        threads=draw(st.none() | st.integers(1, 64)),
+        output=draw(st.none() | WORDS),
+        overwrite=draw(st.booleans()),
+    )
+
+
+@settings(deadline=None)
+@given(raws())
+def test_the_written_configuration_reads_back_equal(raw: dict[str, Any]) -> None:
+    config = build(raw)
+    assert from_yaml(yaml.safe_dump(to_dict(config), sort_keys=False)) == config
+    assert list(to_dict(config)) == list(VALID)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: [", "not YAML: while parsing a flow node expected the node content, but found '<stream end>' in"),
+        ("- 1", "not a configuration: expected a mapping of keys to values, found [1]"),
+        ("", "not a configuration: expected a mapping of keys to values, found null"),
+    ],
+)
+def test_a_text_that_is_no_configuration_is_one_line(text: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(text)
+    assert str(caught.value).startswith(fault)
+    assert "\n" not in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The keys themselves
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def is_instance(value: object, hint: Any) -> bool:
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(is_instance(value, part) for part in get_args(hint))
+    return isinstance(value, get_origin(hint) or hint)
+
+
+@settings(deadline=None)
+@given(raws())
+def test_every_built_value_has_its_annotated_type(raw: dict[str, Any]) -> None:
+    config = build(raw)
+    for part in (config, config.model, config.data, config.mask, config.client):
+        for name, hint in get_type_hints(type(part)).items():
+            assert is_instance(getattr(part, name), hint), name
+
+
+def test_every_field_is_a_key_with_a_meaning() -> None:
+    expected = [f"{section}.{name}" for section, kind in SECTIONS.items() for name in get_type_hints(kind)]
+    expected += [name for name in get_type_hints(RunConfig) if name not in SECTIONS]
+    assert list(KEYS) == expected
+    assert all(key.meaning and not key.meaning.endswith(".") for key in KEYS.values())
+
+
+def test_rules_and_sources_are_those_of_the_library() -> None:
+    from fedmask.masks import RULES
+    from fedmask.tasks import SOURCES
+
+    assert set(KEYS["mask.rule"].allowed.choices or ()) == set(RULES)
+    assert set(KEYS["data.source"].allowed.choices or ()) == set(SOURCES)
+    for name, rule in RULES.items():
+        _, faults = check(changed(mask__rule=name))
+        assert any("takes no density" in fault for fault in faults) == (not rule.takes_density)
+
+
+def test_baselines_that_contradict_the_run() -> None:
+    from server.compose import compose
+
+    with pytest.raises(ConfigError) as caught:
+        compose(["baseline=frozen", "compare=[frozen,central]", "clients_per_round=2"])
+    assert str(caught.value).splitlines() == [
+        "compare=[frozen,central]: the run is baseline=frozen itself; leave that one out",
+        "clients_per_round=2: central pools the data of all clients in every round; leave one of the two out",
+    ]

@@ -1,0 +1,192 @@
+"""fedmask.runs.folder and .files: a folder that holds a run is refused; files are whole or not there."""
+
+import json
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from fedmask.errors import FedmaskError
+from fedmask.files import write_atomically
+from fedmask.runs.config import from_yaml
+from fedmask.runs.folder import RunFolder, default_output
+from server.compose import compose
+
+CONFIG = compose(["model=tiny", "data.tasks=[a,b]", "threads=2"])
+
+
+def finished(path: Path, overwrite: bool = False) -> RunFolder:
+    folder = RunFolder(path, overwrite)
+    folder.begin(CONFIG)
+    folder.add_round({"round": 1})
+    folder.add_communication([{"round": 1, "client": 0}, {"round": 1, "client": 1}])
+    folder.adapter.write_bytes(b"adapter")
+    (folder.clients / "client-00000").mkdir()
+    (folder.clients / "client-00000" / "head.safetensors").write_bytes(b"head")
+    (path / "compare" / "frozen").mkdir(parents=True)
+    folder.finish({"mean_score": 0.5})
+    return folder
+
+
+def tree(path: Path) -> set[str]:
+    return {str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file()}
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    finished(tmp_path / "deep" / "run")
+    found = tree(tmp_path / "deep" / "run")
+    assert found == {
+        "config.yaml",
+        "rounds.jsonl",
+        "communication.jsonl",
+        "adapter.safetensors",
+        "summary.json",
+        "clients/client-00000/head.safetensors",
+    }
+    run = tmp_path / "deep" / "run"
+    assert from_yaml((run / "config.yaml").read_text()) == CONFIG
+    assert [json.loads(line) for line in (run / "communication.jsonl").read_text().splitlines()] == [
+        {"round": 1, "client": 0},
+        {"round": 1, "client": 1},
+    ]
+    assert json.loads((run / "summary.json").read_text()) == {"mean_score": 0.5}
+
+
+def test_rounds_are_appended_a_line_each(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, overwrite=False)
+    folder.begin(CONFIG)
+    for number in (1, 2, 3):
+        folder.add_round({"round": number})
+        lines = (tmp_path / "rounds.jsonl").read_text()
+        assert lines == "".join(f'{{"round": {done}}}\n' for done in range(1, number + 1))
+
+
+def test_looking_touches_nothing(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new", overwrite=False)
+    assert not (tmp_path / "new").exists()
+    finished(tmp_path / "old")
+    before = tree(tmp_path / "old")
+    RunFolder(tmp_path / "old", overwrite=True)
+    assert tree(tmp_path / "old") == before
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "rounds.jsonl", "communication.jsonl", "adapter.safetensors", "summary.json", "clients"]
+)
+def test_a_folder_that_holds_any_part_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(FedmaskError) as caught:
+        RunFolder(tmp_path, overwrite=False)
+    assert str(caught.value) == (
+        f"output={tmp_path}: this folder already holds a run; name another, or say overwrite=true to replace it"
+    )
+
+
+def test_a_folder_with_other_files_is_taken_and_they_stay(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    finished(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_overwriting_replaces_the_runs_files_and_no_others(tmp_path: Path) -> None:
+    finished(tmp_path)
+    for name in ("notes.txt", "data/train.tsv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    folder = RunFolder(tmp_path, overwrite=True)
+    folder.begin(replace(CONFIG, seed=1))
+    assert (tmp_path / "rounds.jsonl").read_text() == ""
+    folder.add_round({"round": 1})
+    assert tree(tmp_path) == {"config.yaml", "rounds.jsonl", "communication.jsonl", "notes.txt", "data/train.tsv"}
+    assert from_yaml((tmp_path / "config.yaml").read_text()).seed == 1
+    assert (tmp_path / "clients").is_dir()
+    assert not (tmp_path / "compare").exists()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FedmaskError) as caught:
+        RunFolder(tmp_path / "run", overwrite=True)
+    assert str(caught.value) == f"output={tmp_path / 'run'}: this is a file; name a folder"
+
+
+def test_the_default_folder_says_what_ran_and_when() -> None:
+    config = compose(["model=tiny", "mask=hiwi"])
+    assert default_output(config, datetime(2026, 3, 4, 5, 6, 7)) == "runs/tiny-demo-hiwi-20260304-050607"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_into_a_new_folder(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "b.bin", b"\x00\r\n")
+    assert (tmp_path / "a" / "b.bin").read_bytes() == b"\x00\r\n"
+    assert tree(tmp_path) == {"a/b.bin"}
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_scrap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomically(tmp_path / "a.bin", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError("disk is full")
+
+    monkeypatch.setattr("fedmask.files.os.fsync", full)
+    with pytest.raises(OSError, match="disk is full"):
+        write_atomically(tmp_path / "a.bin", b"new and longer")
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert tree(tmp_path) == {"a.bin"}
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {name: (path / name).read_bytes() for name in tree(path)}
+
+
+def test_a_run_that_ends_no_round_gives_back_what_it_replaced(tmp_path: Path) -> None:
+    finished(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    before = contents(tmp_path)
+    folder = RunFolder(tmp_path, overwrite=True)
+    folder.begin(CONFIG)
+    assert not (tmp_path / "summary.json").exists()
+    folder.abandon()
+    assert contents(tmp_path) == before
+
+
+def test_a_new_folder_that_ends_no_round_is_gone(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", overwrite=False)
+    folder.begin(CONFIG)
+    folder.abandon()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_beginning_that_was_killed_does_not_lose_what_it_replaced(tmp_path: Path) -> None:
+    finished(tmp_path)
+    before = contents(tmp_path)
+    RunFolder(tmp_path, overwrite=True).begin(CONFIG)  # and killed here
+    again = RunFolder(tmp_path, overwrite=True)
+    again.begin(CONFIG)
+    again.abandon()
+    assert contents(tmp_path) == before
+
+
+def test_once_a_round_has_ended_the_earlier_run_is_gone_and_this_one_stays(tmp_path: Path) -> None:
+    finished(tmp_path)
+    folder = RunFolder(tmp_path, overwrite=True)
+    folder.begin(CONFIG)
+    folder.add_round({"round": 1})
+    folder.abandon()
+    assert tree(tmp_path) == {"config.yaml", "rounds.jsonl", "communication.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "clients/db", "summary.json"])
+def test_files_that_are_no_runs_are_never_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine: 1")
+    with pytest.raises(FedmaskError, match="but no run of fedmask; name another folder"):
+        RunFolder(tmp_path, overwrite=True)
+    assert (tmp_path / name).read_text() == "mine: 1"
