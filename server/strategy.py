@@ -121,6 +121,7 @@ class MaskedAveraging(Strategy):
         result.arrays = initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self._exchange.send_mask(grid, self._num_clients, timeout)
+        self._evaluate_on_server(evaluate_fn, 0, result)
         for server_round in range(1, num_rounds + 1):
             started = time.perf_counter()
             self._failures.clear()
@@ -134,6 +135,7 @@ class MaskedAveraging(Strategy):
             result.arrays = arrays
             result.train_metrics_clientapp[server_round] = train_metrics
             result.evaluate_metrics_clientapp[server_round] = _score_metrics(scores)
+            self._evaluate_on_server(evaluate_fn, server_round, result)
             self._observer.round_ended(
                 RoundReport(
                     round=server_round,
@@ -149,6 +151,14 @@ class MaskedAveraging(Strategy):
         self.test_scores = self._scores(num_rounds, self._replies(grid, num_rounds, "evaluate", requests, timeout))
         self.test_failure_causes = dict(self._failures)
         return result
+
+    @staticmethod
+    def _evaluate_on_server(
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None, server_round: int, result: Result
+    ) -> None:
+        metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn is not None else None
+        if metrics is not None:
+            result.evaluate_metrics_serverapp[server_round] = metrics
 
     # ---- training ----------------------------------------------------------------------------------------------
 

@@ -58,8 +58,6 @@ _FFN_BIAS = re.compile(
 class Rule:
     """One way to choose entries: which tensors are candidates, and which k of their entries are selected."""
 
-    description: str
-    """One line for people."""
     takes_density: bool
     """Whether density, scope, include and exclude apply; otherwise every entry of the candidates is selected."""
     kind: str
@@ -409,18 +407,17 @@ def _refuse_nan(tensors: Tensors) -> None:
 
 
 RULES: Mapping[str, Rule] = {
-    "pafi": Rule("the smallest |w| (PaFi-style)", True, "2-D encoder weights", _encoder_weights, _smallest),
-    "largest": Rule("the largest |w|", True, "2-D encoder weights", _encoder_weights, _largest),
-    "random": Rule("entries drawn at random, from a seed", True, "2-D encoder weights", _encoder_weights, _random),
+    "pafi": Rule(True, "2-D encoder weights", _encoder_weights, _smallest),
+    "largest": Rule(True, "2-D encoder weights", _encoder_weights, _largest),
+    "random": Rule(True, "2-D encoder weights", _encoder_weights, _random),
     "hiwi": Rule(
-        "all feed-forward biases, trained through HiWi's networks",
         False,
         "feed-forward biases",
         _ffn_biases,
         _whole_unless_zero,
     ),
-    "ffn_bias": Rule("all feed-forward biases, trained directly", False, "feed-forward biases", _ffn_biases, _whole),
-    "bitfit": Rule("all biases but the pooler's", False, "biases", _all_biases, _whole),
-    "all": Rule("full fine-tuning: all but pooler and embeddings", False, "parameters", _everything, _whole),
+    "ffn_bias": Rule(False, "feed-forward biases", _ffn_biases, _whole),
+    "bitfit": Rule(False, "biases", _all_biases, _whole),
+    "all": Rule(False, "parameters", _everything, _whole),
 }
 """Rule name -> Rule. A new rule is a function or two and one line here."""

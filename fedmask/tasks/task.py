@@ -121,11 +121,6 @@ class Task:
         """Outputs of the task's head: one a class, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)
 
-    @property
-    def is_pair(self) -> bool:
-        """Whether a row is two texts."""
-        return self.train.text_b is not None
-
 
 def check_name(name: str) -> None:
     """Raises FedmaskError unless `name` can stand in a file name and in a summary."""

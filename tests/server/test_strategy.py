@@ -26,9 +26,13 @@ from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalSettings, train_delta_and_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct
 from fedmask.training.text import tokenize
+from fedmask.wire.ledger import Ledger
 from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
 from fedmask.wire.vectors import NamedVector, frame
+from server.app import select_mask, settings_for
+from server.compose import compose
 from server.local_grid import LocalGrid
+from server.strategy import MaskedAveraging
 
 Run = Any
 Change = Callable[[Message], Message | None]
@@ -405,3 +409,25 @@ def test_frozen_heads_keep_the_bits_their_task_seeds(federate: Callable[..., Run
         assert run.kept(client.client_id, "head").endswith(start.tobytes())
     assert {line["kind"] for line in run.ledger} == {"mask", "train", "evaluate"}
     assert np.count_nonzero(run.values) > 0
+
+
+def test_flowers_evaluate_fn_sees_the_delta_before_the_first_round_and_after_each(
+    overrides: list[str], plain_run: Run, tmp_path: Path
+) -> None:
+    config = compose([*overrides, f"output={tmp_path / 'run'}"])
+    base = load_base("tiny", geometry=config.model.geometry)
+    grid = LocalGrid(client_app, 4)
+    grid.keep_client_state_in(tmp_path / "clients")
+    mask = select_mask(config, base)
+    strategy = MaskedAveraging(settings_for(config), mask, None, 4, Ledger(), plain_run.watched)
+    seen: dict[int, np.ndarray] = {}
+
+    def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        seen[server_round] = arrays["delta"].numpy()
+        return MetricRecord({"largest": float(np.abs(seen[server_round]).max())}) if server_round else None
+
+    result = strategy.start(grid, strategy.arrays(), 2, evaluate_fn=evaluate_fn)
+    assert list(seen) == [0, 1, 2]
+    assert not seen[0].any()
+    assert seen[2].tobytes() == plain_run.values.tobytes()
+    assert set(result.evaluate_metrics_serverapp) == {1, 2}

@@ -63,11 +63,11 @@ def test_splits_have_their_sizes_and_balanced_labels(task: Task) -> None:
         counts = np.bincount(split.labels, minlength=len(task.labels))
         assert len(split) == SIZES[name]
         assert counts.max() - counts.min() <= 1, name
-        assert (split.text_b is not None) == task.is_pair
+        assert (split.text_b is not None) == (task.train.text_b is not None)
 
 
 def test_labels_and_metrics() -> None:
-    assert {name: (task.labels, task.metric, task.is_pair) for name, task in TASKS.items()} == {
+    assert {name: (task.labels, task.metric, (task.train.text_b is not None)) for name, task in TASKS.items()} == {
         "film_reviews": (("negative", "positive"), "accuracy", False),
         "kitchen_reviews": (("negative", "positive"), "accuracy", False),
         "question_type": (("person", "place", "time", "number", "reason"), "accuracy", False),

@@ -51,7 +51,7 @@ def test_pairs_and_glue_metrics(tmp_path: Path) -> None:
     save(tmp_path, "glue/mrpc", mrpc, train=pairs, validation=pairs, test=pairs)
     save(tmp_path, "glue/stsb", train=pairs | {"label": [0.5, 4.0]}, validation=pairs | {"label": [1.0, 4.0]})
     task, regression = hub.load(str(tmp_path), ["glue/mrpc", "glue/stsb"])
-    assert task.is_pair
+    assert task.train.text_b is not None
     assert task.train.text_b == ("c", "d")
     assert (task.metric, task.labels) == ("f1", ("not_equivalent", "equivalent"))
     assert task.train.labels.tolist() == [1, 0]

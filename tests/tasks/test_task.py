@@ -26,7 +26,7 @@ def test_classes_are_the_sorted_names_of_train() -> None:
     assert task.train.labels.dtype == np.int64
     assert task.test.labels.tolist() == [0]
     assert task.train.text_a == ("good", "bad", "fine")
-    assert (task.metric, task.num_outputs, task.is_pair) == ("accuracy", 2, False)
+    assert (task.metric, task.num_outputs, (task.train.text_b is not None)) == ("accuracy", 2, False)
 
 
 @given(
@@ -56,7 +56,7 @@ def test_whole_numbers_are_classes_in_numerical_order() -> None:
 def test_floats_everywhere_are_a_regression() -> None:
     task = make(train=REGRESSION, validation=REGRESSION, test=[("a", "b", 3)])
     assert task.labels is None
-    assert (task.metric, task.num_outputs, task.is_pair) == ("spearman", 1, True)
+    assert (task.metric, task.num_outputs, (task.train.text_b is not None)) == ("spearman", 1, True)
     assert task.train.labels.tolist() == [0.5, 5.0]
     assert task.test.labels.dtype == np.float64
 

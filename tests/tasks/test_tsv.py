@@ -34,7 +34,7 @@ def test_a_classification(tmp_path: Path) -> None:
 def test_pairs_and_domains(tmp_path: Path) -> None:
     folder = write(tmp_path / "pairs", "text_a\ttext_b\tlabel\tdomain\na\tb\tsame\tnews\nc\td\tother\tmail\n")
     task = load_task(folder, "pairs")
-    assert task.is_pair
+    assert task.train.text_b is not None
     assert task.train.text_b == ("b", "d")
     assert task.train.domains == ("news", "mail")
 
