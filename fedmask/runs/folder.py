@@ -49,7 +49,7 @@ class RunFolder:
         self._replaced = path / ".replaced"
         if path.exists() and not path.is_dir():
             raise FedmaskError(f"output={path}: this is a file; name a folder")
-        found = [name for name in _ALL if (path / name).exists()]
+        found = [name for name in (*_ALL, self._replaced.name) if (path / name).exists()]
         if found and not overwrite:
             raise FedmaskError(
                 f"output={path}: this folder already holds a run; name another, or say overwrite=true to replace it"
@@ -58,11 +58,8 @@ class RunFolder:
             raise FedmaskError(f"output={path}: holds {found[0]}, but no run of fedmask; name another folder")
 
     def _holds_a_run(self) -> bool:
-        try:
-            from_yaml((self.path / CONFIG).read_text())
-        except (OSError, UnicodeDecodeError, FedmaskError):
-            return False
-        return True
+        """Here, or put aside by a beginning that was killed."""
+        return _is_configuration(self.path / CONFIG) or _is_configuration(self._replaced / CONFIG)
 
     def begin(self, config: RunConfig) -> None:
         """Put an earlier run's files (and no others) aside and write the configuration."""
@@ -78,12 +75,17 @@ class RunFolder:
         """Undo `begin`: an earlier run's files are back, and nothing of this run is left; unless a round has ended."""
         if (self.path / ROUNDS).exists() and (self.path / ROUNDS).stat().st_size:
             return
-        for name in _ALL:
-            _remove(self.path / name)
         if self._replaced.exists():
+            # A file without a counterpart there is the earlier run's own: the kill came before it was put aside.
+            for name in _ALL:
+                if (self._replaced / name).exists():
+                    _remove(self.path / name)
             self._move(self._replaced, self.path)
             self._replaced.rmdir()
-        elif not any(self.path.iterdir()):
+            return
+        for name in _ALL:
+            _remove(self.path / name)
+        if not any(self.path.iterdir()):
             self.path.rmdir()
 
     def _move(self, source: Path, target: Path) -> None:
@@ -110,6 +112,14 @@ class RunFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def _is_configuration(path: Path) -> bool:
+    try:
+        from_yaml(path.read_text())
+    except (OSError, UnicodeDecodeError, FedmaskError):
+        return False
+    return True
 
 
 def _remove(path: Path) -> None:

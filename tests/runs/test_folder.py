@@ -190,3 +190,31 @@ def test_files_that_are_no_runs_are_never_replaced(tmp_path: Path, name: str) ->
     with pytest.raises(FedmaskError, match="but no run of fedmask; name another folder"):
         RunFolder(tmp_path, overwrite=True)
     assert (tmp_path / name).read_text() == "mine: 1"
+
+
+@pytest.mark.parametrize("renames", range(8))
+def test_a_kill_while_putting_a_run_aside_loses_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    finished(tmp_path)
+    before, rename, left = contents(tmp_path), Path.rename, [renames]
+
+    def killed(source: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        if renames < 7:
+            with pytest.raises(KeyboardInterrupt):
+                RunFolder(tmp_path, overwrite=True).begin(CONFIG)
+        else:
+            RunFolder(tmp_path, overwrite=True).begin(CONFIG)
+    with pytest.raises(FedmaskError, match="already holds a run"):
+        RunFolder(tmp_path, overwrite=False)
+    again = RunFolder(tmp_path, overwrite=True)
+    again.begin(CONFIG)
+    again.abandon()
+    assert contents(tmp_path) == before
