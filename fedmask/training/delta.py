@@ -52,10 +52,6 @@ class SelectedEntries:
             tensor.detach().view(-1)[index].clone() for tensor, index in zip(self.tensors, self.indices, strict=True)
         ]
 
-    def base(self) -> Tensor:
-        """The base model's values of the selected entries, float32 (k,)."""
-        return torch.cat([values.float() for values in self.base_values]) if self.base_values else torch.zeros(0)
-
     @torch.no_grad()
     def write(self, values: Tensor) -> None:
         """Set every selected entry to base + values; values: float32 (k,)."""

@@ -130,7 +130,7 @@ def test_base_is_the_selected_values_in_the_order_of_the_mask(tiny: BaseModel) -
     mask = select(tiny.encoder, "random", density=0.01)
     parameters = dict(tiny.encoder.named_parameters())
     expected = np.concatenate([parameters[name].flatten().numpy()[index] for name, index in mask.indices.items()])
-    assert SelectedEntries(tiny.encoder, mask).base().tolist() == expected.tolist()
+    assert torch.cat(SelectedEntries(tiny.encoder, mask).base_values).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
