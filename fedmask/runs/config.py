@@ -276,8 +276,57 @@ class ClientConfig:
         _one_of(
             local="trained, kept by the client, never sent",
             shared="trained, averaged over a task's clients",
-            frozen="seeded by the task, never trained",
+            frozen="as it starts, never trained",
         ),
+    ]
+    head_init: Annotated[
+        str,
+        "What a task head starts from",
+        _one_of(
+            random="small weights, seeded by the task",
+            label_names="what the base model makes of the label names; a regression's is random",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What the server does with the mean of the updates."""
+
+    learning_rate: Annotated[
+        float,
+        "How many times the weighted mean of the updates is added to the global delta; shared heads take it once",
+        _POSITIVE,
+    ]
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Flower's simulation engine on Ray; read with runtime=ray only."""
+
+    address: Annotated[
+        str | None,
+        "Address of a running Ray cluster, such as auto or ray://HOST:10001",
+        _or_null(_text("an address"), "a Ray of this run's own on this machine"),
+    ]
+    client_cpus: Annotated[
+        float,
+        "CPUs of a client while it works: as many clients work side by side as the machine has room for",
+        _POSITIVE,
+    ]
+    client_gpus: Annotated[
+        float,
+        "GPUs of a client while it works, in fractions where several share one",
+        _number("a number of at least 0", lambda value: value >= 0),
+    ]
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes beside its folder's own files."""
+
+    tensorboard: Annotated[
+        bool, "Whether scores, losses and bytes are also written as TensorBoard scalars, to DIR/tensorboard", _switch()
     ]
 
 
@@ -289,11 +338,20 @@ class RunConfig:
     data: DataConfig
     mask: MaskConfig
     client: ClientConfig
+    server: ServerConfig
+    ray: RayConfig
+    log: LogConfig
     clients: Annotated[
         int, "Clients in the federation, at least one a task; client i has task i modulo their number", _whole(1)
     ]
     clients_per_round: Annotated[int | None, "Clients drawn each round, by the seed", _or_null(_whole(1), "all")]
     rounds: Annotated[int, "Rounds of training", _whole(1)]
+    score_every: Annotated[
+        int, "Rounds from one scoring on the validation split to the next; the last round is always scored", _whole(1)
+    ]
+    score_test: Annotated[
+        bool, "Whether the test split is scored after the last round; false while rates are still chosen", _switch()
+    ]
     baseline: Annotated[
         str,
         "What is run, with the same steps and the same scoring",
@@ -304,7 +362,7 @@ class RunConfig:
         "Baselines to run after this run, with the same data, steps and scoring, into DIR/compare; shown beside it",
         _list_of(f"baselines out of {', '.join(_BASELINES)}", _one_of(_BASELINES), may_be_empty=True),
     ]
-    runtime: Annotated[str, "Where server and clients run", _one_of(local="in one process")]
+    runtime: Annotated[str, "Where server and clients run", _one_of(local="in one process", ray="Flower's simulation engine on Ray")]
     seed: Annotated[int, "Seed of the whole run", _whole(0)]
     threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "the CPUs that this process may use")]
     output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
@@ -328,7 +386,7 @@ def _keys(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
 SECTIONS: Mapping[str, type[Any]] = {
     name: hint for name, hint in get_type_hints(RunConfig).items() if isinstance(hint, type) and is_dataclass(hint)
 }
-"""The nested parts of a run's configuration: model, data, mask, client."""
+"""The nested parts of a run's configuration: model, data, mask, client, server, ray, log."""
 KEYS: Mapping[str, Key] = {
     **{key: entry for name, section in SECTIONS.items() for key, entry in _keys(section, f"{name}.")},
     **dict(_keys(RunConfig)),
