@@ -185,11 +185,11 @@ def _start(client: Client, received: dict[str, NamedVector]) -> tuple[Tensor, Te
         delta = torch.from_numpy(received["delta"].values)
     else:
         delta = client.state.delta(mask) if mask is not None and settings.trains_delta else torch.zeros(0)
+    start = client.run.texts.head_start(client.layout, settings.client.head_init, settings.seed)
     if client.shares_head:
-        head = client.layout.start(settings.seed) + torch.from_numpy(received["head"].values)
-    else:
-        head = client.state.head(client.layout, settings.seed)
-    return delta, head
+        return delta, start + torch.from_numpy(received["head"].values)
+    kept = client.state.head(client.layout)
+    return delta, start if kept is None else kept
 
 
 def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: int) -> LocalResult:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,9 @@ from fedmask.models import BaseModel, load_base
 from fedmask.runs.config import DataConfig
 from fedmask.tasks import load_tasks
 from fedmask.tasks.partition import ClientData, partition, pool
-from fedmask.tasks.task import Task
+from fedmask.tasks.task import Split, Task
 from fedmask.training.delta import SelectedEntries
+from fedmask.training.head import HeadLayout
 from fedmask.training.text import TokenizedSplit, encode, tokenize
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import NamedVector
@@ -33,6 +35,7 @@ class Texts:
         self._max_length = max_length
         self._tokens: dict[tuple[str, str | int], TokenizedSplit] = {}
         self._base_features: dict[tuple[str, str | int], Tensor] = {}
+        self._head_starts: dict[tuple[HeadLayout, str, int], Tensor] = {}
 
     def client(self, client_id: int) -> ClientData:
         if not 0 <= client_id < len(self.clients):
@@ -53,6 +56,21 @@ class Texts:
         if key not in self._base_features:
             self._base_features[key] = encode(self.base.encoder, self._tokenized(split, owner))
         return self._base_features[key]
+
+    def head_start(self, layout: HeadLayout, head_init: str, seed: int) -> Tensor:
+        """What a head of this layout starts from, float32 (size,); the same in every process with this base model."""
+        key = (layout, head_init, seed)
+        if key not in self._head_starts:
+            self._head_starts[key] = self._make_head_start(layout, head_init, seed)
+        return self._head_starts[key]
+
+    def _make_head_start(self, layout: HeadLayout, head_init: str, seed: int) -> Tensor:
+        if head_init == "random" or layout.labels is None:  # a regression has no names to start from
+            return layout.random_start(seed)
+        names = tuple(name.replace("_", " ") for name in layout.labels)
+        rows = Split(names, None, np.zeros(len(names), np.int64))
+        tokens = tokenize(rows, self.base.tokenizer, self.base.encoder, self._max_length)
+        return layout.label_name_start(encode(self.base.encoder, tokens))
 
     def _tokenized(self, split: str, owner: str | int) -> TokenizedSplit:
         key = (split, owner)

@@ -1,7 +1,7 @@
 """What stays on a client between messages: its task's head, and in the baselines without exchange its own delta.
 
 One folder a client, `client-00003/head.safetensors` and `client-00003/adapter.safetensors`. Each file is whole or not
-there. A client that has none yet starts from the head that its task seeds, and from a delta of zeros.
+there. A client that has no delta yet starts from zeros.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ class ClientState:
     def __init__(self, root: Path, client_id: int) -> None:
         self.folder = root / f"client-{client_id:05d}"
 
-    def head(self, layout: HeadLayout, seed: int) -> Tensor:
-        """The head as last trained, or the start its task seeds; float32 (size,)."""
+    def head(self, layout: HeadLayout) -> Tensor | None:
+        """The head as last trained, float32 (size,); None where none was trained yet."""
         path = self.folder / "head.safetensors"
         if not path.exists():
-            return layout.start(seed)
+            return None
         kept, packed = load_head(path)
         if kept != layout:
             raise FedmaskError(

@@ -56,7 +56,15 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     ledger = Ledger()
     recorder = _FolderObserver(folder, ledger, observer)
     strategy = MaskedAveraging(
-        settings_for(config), mask, config.clients_per_round, num_clients(config), ledger, recorder
+        settings_for(config),
+        mask,
+        config.clients_per_round,
+        num_clients(config),
+        ledger,
+        recorder,
+        learning_rate=config.server.learning_rate,
+        score_every=config.score_every,
+        score_test=config.score_test,
     )
     try:
         strategy.start(grid, strategy.arrays(), config.rounds)
@@ -135,6 +143,9 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "num_selected": mask.num_selected if mask is not None else 0,
             "density": mask.density if mask is not None else 0.0,
             "digest": mask.digest if mask is not None else "",
+            "selected_by_tensor": {name: len(indices) for name, indices in mask.indices.items()}
+            if mask is not None
+            else {},
         },
         "score": scores.score(),
         "own_score": scores.own_score(),
@@ -188,6 +199,7 @@ def round_line(report: RoundReport) -> dict[str, Any]:
         "clients": len(report.cohort),
         "failures": sum(report.failure_causes.values()),
         "failure_causes": report.failure_causes,
+        "failed": list(report.failed),
         "cohort": list(report.cohort),
         "train_loss": report.train_loss,
         "score": report.scores.score(),

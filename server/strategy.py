@@ -1,8 +1,9 @@
 """The Flower Strategy: one shared mask, masked updates, their weighted mean.
 
-Round t:  cohort -> global delta down -> updates up -> check each -> weighted mean in client order -> new global delta
--> counts of the cohort's models on the validation split. After the last round, every client that took part is scored on
-the test split. A reply that cannot be used is counted by cause and leaves no trace in any sum.
+Round t:  cohort -> global delta down -> updates up -> check each -> weighted mean in client order -> global delta +=
+server learning rate * mean -> counts of the cohort's models on the validation split. After the last round, every client
+that took part is scored on the test split. A reply that cannot be used is counted by cause and leaves no trace in any
+sum.
 """
 
 import math
@@ -40,6 +41,8 @@ class RoundReport:
     round: int
     cohort: tuple[int, ...]
     failure_causes: dict[str, int]
+    failed: tuple[int, ...]
+    """client_ids with at least one failure, ascending."""
     train_loss: float
     scores: Scores
     """On the validation split."""
@@ -75,14 +78,24 @@ class MaskedAveraging(Strategy):
         num_clients: int,
         ledger: Ledger,
         observer: Observer,
+        learning_rate: float = 1.0,
+        score_every: int = 1,
+        score_test: bool = True,
     ) -> None:
-        """mask: None for the baseline without a delta. num_clients: how many nodes to wait for."""
+        """mask: None for the baseline without a delta. num_clients: how many nodes to wait for.
+
+        learning_rate: the server's. score_every: rounds from one scoring on validation to the next.
+        """
         self._settings = settings
+        self._learning_rate = learning_rate
+        self._score_every = score_every
+        self._score_test = score_test
         self._clients_per_round = clients_per_round
         self._num_clients = num_clients
         self._observer = observer
         self._exchange = Exchange(settings, mask, ledger, observer)
         self._failures: Counter[str] = Counter()
+        self._failed: set[int] = set()
         self._drawn: set[int] = set()
         self._frames: tuple[int, dict[tuple[str, str], bytes]] = (-1, {})
         self.state = GlobalState(np.zeros(mask.num_selected if mask is not None else 0, np.float32))
@@ -125,12 +138,14 @@ class MaskedAveraging(Strategy):
         for server_round in range(1, num_rounds + 1):
             started = time.perf_counter()
             self._failures.clear()
+            self._failed.clear()
             requests = self.configure_train(server_round, result.arrays, train_config, grid)
             replies = self._replies(grid, server_round, "train", requests, timeout)
             arrays, train_metrics = self.aggregate_train(server_round, replies)
             assert arrays is not None
             assert train_metrics is not None
-            requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
+            is_scored = server_round % self._score_every == 0 or server_round == num_rounds
+            requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid) if is_scored else []
             scores = self._scores(server_round, self._replies(grid, server_round, "evaluate", requests, timeout))
             result.arrays = arrays
             result.train_metrics_clientapp[server_round] = train_metrics
@@ -141,16 +156,21 @@ class MaskedAveraging(Strategy):
                     round=server_round,
                     cohort=tuple(self._cohort(server_round)),
                     failure_causes=dict(self._failures),
+                    failed=tuple(sorted(self._failed)),
                     train_loss=float(train_metrics["train-loss"]),  # type: ignore[arg-type]
                     scores=scores,
                     seconds=time.perf_counter() - started,
                 )
             )
-        self._failures.clear()
-        requests = self._score_requests(num_rounds, sorted(self._drawn), "test")
-        self.test_scores = self._scores(num_rounds, self._replies(grid, num_rounds, "evaluate", requests, timeout))
-        self.test_failure_causes = dict(self._failures)
+        if self._score_test:
+            self._score_on_test(grid, num_rounds, timeout)
         return result
+
+    def _score_on_test(self, grid: Grid, server_round: int, timeout: float) -> None:
+        self._failures.clear()
+        requests = self._score_requests(server_round, sorted(self._drawn), "test")
+        self.test_scores = self._scores(server_round, self._replies(grid, server_round, "evaluate", requests, timeout))
+        self.test_failure_causes = dict(self._failures)
 
     @staticmethod
     def _evaluate_on_server(
@@ -222,9 +242,11 @@ class MaskedAveraging(Strategy):
         return list(found.values()), float(num_examples), float(train_loss)
 
     def _step(self, name: str, layout_digest: str, mean: WeightedMean) -> None:
-        """global(t+1) = global(t) + mean update, summed in float64, held in float32."""
+        """global(t+1) = global(t) + server learning rate * mean update, summed in float64, held in float32."""
         held = self.state.delta if name == "delta" else self._head(layout_digest)
-        stepped = (held.astype(np.float64) + mean.result()).astype(np.float32)
+        # Clients with other tasks cancel much of each other in the delta's mean; a head's mean is over one task's few.
+        rate = self._learning_rate if name == "delta" else 1.0
+        stepped = (held.astype(np.float64) + rate * mean.result()).astype(np.float32)
         if name == "delta":
             self.state.delta = stepped
         else:
@@ -327,6 +349,7 @@ class MaskedAveraging(Strategy):
 
     def _fail(self, server_round: int, client_id: int, rejection: RejectedMessage) -> None:
         self._failures[rejection.cause] += 1
+        self._failed.add(client_id)
         self._observer.client_failed(server_round, client_id, rejection.cause, str(rejection))
 
 

@@ -362,7 +362,9 @@ class RunConfig:
         "Baselines to run after this run, with the same data, steps and scoring, into DIR/compare; shown beside it",
         _list_of(f"baselines out of {', '.join(_BASELINES)}", _one_of(_BASELINES), may_be_empty=True),
     ]
-    runtime: Annotated[str, "Where server and clients run", _one_of(local="in one process", ray="Flower's simulation engine on Ray")]
+    runtime: Annotated[
+        str, "Where server and clients run", _one_of(local="in one process", ray="Flower's simulation engine on Ray")
+    ]
     seed: Annotated[int, "Seed of the whole run", _whole(0)]
     threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "the CPUs that this process may use")]
     output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
@@ -592,12 +594,16 @@ def unknown_key(key: str, value: object, known: Collection[str] = KEYS) -> str:
     if key in SECTIONS:
         entries = ", ".join(entry.name for entry in fields(SECTIONS[key]))
         return not_allowed(key, value, f"a section with the keys {entries}")
-    by_last_part = {name.rpartition(".")[2]: name for name in known}
-    close = difflib.get_close_matches(key, known, n=1) or [
-        by_last_part[part] for part in difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1)
+    last = key.rpartition(".")[2]
+    by_last_part: dict[str, list[str]] = {}
+    for name in known:
+        by_last_part.setdefault(name.rpartition(".")[2], []).append(name)
+    close = by_last_part.get(last) or difflib.get_close_matches(key, known, n=1)
+    close = close or [
+        name for part in difflib.get_close_matches(last, by_last_part, n=1) for name in by_last_part[part]
     ]
     return f"{shown(key)}={shown(value)}: no such key; " + (
-        f"did you mean {close[0]}?" if close else "--help lists all keys"
+        f"did you mean {' or '.join(close)}?" if close else "--help lists all keys"
     )
 
 

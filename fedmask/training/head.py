@@ -1,7 +1,7 @@
 """A task's linear head over mean-pooled features: outputs = features W^T + b.
 
-W (C, H) and b (C,), C classes or 1 for regression. As a vector a head travels as its difference from the start that
-its task's name seeds, so both ends can begin from zeros.
+W (C, H) and b (C,), C classes or 1 for regression. As a vector a head travels as its difference from its start, which
+every client of the task makes alike from the task's name or from the label names, so the server can begin from zeros.
 """
 
 import hashlib
@@ -18,6 +18,9 @@ from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
 from fedmask.tasks.task import Task
 from fedmask.training.vector_file import read_vector, write_vector
+
+LABEL_NAME_SCALE = 20.0
+"""Output of a cosine of 1: cosines between sentences and label names differ by tenths, softmax needs whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,22 @@ class HeadLayout:
         canonical = json.dumps(["fedmask-head-layout-1", self.task, self.labels, self.hidden_size])
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def start(self, seed: int) -> Tensor:
-        """The values every client of this task begins with, float32 (size,): small normal weights, zero biases."""
+    def random_start(self, seed: int) -> Tensor:
+        """A start that the task's name seeds, float32 (size,): small normal weights, zero biases."""
         generator = torch.Generator().manual_seed(seed_for(seed, "head", self.task))
         weights = torch.randn(self.num_outputs * self.hidden_size, generator=generator) * 0.02
         return torch.cat([weights, torch.zeros(self.num_outputs)])
+
+    def label_name_start(self, name_features: Tensor) -> Tensor:
+        """A start made of the base model's features of the label names (C, H); float32 (size,), zero biases.
+
+        outputs_c = LABEL_NAME_SCALE * cosine(features, name_features_c) for features as long as the names' are, up to
+        a number that all classes share and no prediction depends on.
+        """
+        lengths = name_features.norm(dim=1, keepdim=True)
+        directions = name_features / lengths
+        weights = LABEL_NAME_SCALE * (directions - directions.mean(0)) / lengths.mean()
+        return torch.cat([weights.flatten(), torch.zeros(self.num_outputs)])
 
     def outputs(self, packed: Tensor, features: Tensor) -> Tensor:
         """(B, H) features -> (B, C) outputs, for packed (size,)."""

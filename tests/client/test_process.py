@@ -11,7 +11,9 @@ import client.process
 from client.process import population, run_in_process, texts_for
 from fedmask.errors import FedmaskError
 from fedmask.masks import Mask
-from fedmask.training.text import encode
+from fedmask.tasks.task import Split
+from fedmask.training.head import HeadLayout
+from fedmask.training.text import encode, tokenize
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import NamedVector
 
@@ -45,6 +47,20 @@ def test_threads_are_the_setups(told: Settings, mask: Mask) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_head_starts_from_the_features_of_its_label_names(run: Any) -> None:
+    task = run.texts.client(0).task
+    layout = HeadLayout.of(task, 64)
+    rows = Split(tuple(task.labels), None, np.zeros(len(task.labels), np.int64))
+    features = encode(run.texts.base.encoder, tokenize(rows, run.texts.base.tokenizer, run.texts.base.encoder, 64))
+    assert run.texts.head_start(layout, "label_names", 0).equal(layout.label_name_start(features))
+    assert run.texts.head_start(layout, "random", 3).equal(layout.random_start(3))
+
+
+def test_a_regression_has_no_label_names_to_start_from(run: Any) -> None:
+    rating = HeadLayout("rating", None, 64)
+    assert run.texts.head_start(rating, "label_names", 3).equal(rating.random_start(3))
 
 
 def test_a_text_is_tokenized_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

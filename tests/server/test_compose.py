@@ -121,6 +121,14 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
             "data.alpha=1",
             "data.examples_per_client=null",
             "data.max_length=128",
+            "score_every=2",
+            "score_test=false",
+            "server.learning_rate=1.5",
+            "client.head_init=label_names",
+            "ray.address=auto",
+            "ray.client_cpus=0.5",
+            "ray.client_gpus=0.25",
+            "log.tensorboard=true",
             "mask=random",
             "mask.density=1e-3",
             "mask.scope=per_tensor",
@@ -151,6 +159,8 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "clients": 6,
         "clients_per_round": 3,
         "rounds": 7,
+        "score_every": 2,
+        "score_test": False,
         "baseline": "alone",
         "compare": ("frozen",),
         "runtime": "local",
@@ -159,6 +169,9 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "output": f"{tmp_path}/run",
         "overwrite": True,
     }
+    assert (config.server.learning_rate, config.client.head_init) == (1.5, "label_names")
+    assert (config.ray.address, config.ray.client_cpus, config.ray.client_gpus) == ("auto", 0.5, 0.25)
+    assert config.log.tensorboard
     assert (config.model.name, config.model.path, config.model.weights) == ("roberta-base", "folder", "random")
     assert (config.data.tasks, config.data.partition) == (("sst2", "trec"), "dirichlet")
     assert (config.data.alpha, config.data.examples_per_client, config.data.max_length) == (1.0, None, 128)
@@ -259,12 +272,15 @@ LIST = "a list is written [a,b]"
         ("data=tvs", "data=tvs: must be one of demo, hub, python, tsv; did you mean tsv?"),
         ("client=fast", "client=fast: must be default"),
         ("experiment=dmo", "experiment=dmo: must be demo; did you mean demo?"),
-        ("runtime=ray", "runtime=ray: must be local"),
+        ("runtime=rya", "runtime=rya: must be one of local, ray; did you mean ray?"),
         ("rond=3", "rond=3: no such key; did you mean rounds?"),
         ("maks=hiwi", "maks=hiwi: no such key; did you mean mask?"),
         ("mask@x=pafi", "mask@x=pafi: no such key; did you mean mask?"),
         ("density=0.1", "density=0.1: no such key; did you mean mask.density?"),
-        ("mask.learning_rate=1", "mask.learning_rate=1: no such key; did you mean client.learning_rate?"),
+        (
+            "mask.learning_rate=1",
+            "mask.learning_rate=1: no such key; did you mean client.learning_rate or server.learning_rate?",
+        ),
         ("hydra.run.dir=x", "hydra.run.dir=x: no such key; --help lists all keys"),
         ("mask.rule=hiwi", "mask.rule=hiwi: comes with the file that mask=NAME takes; write mask=hiwi"),
         ("data.source=tsv", "data.source=tsv: comes with the file that data=NAME takes; write data=tsv"),
@@ -388,14 +404,15 @@ def test_a_faulty_experiment_file_is_one_line(
 
 def test_help_names_every_key_with_its_default_and_every_choice() -> None:
     lines = help_text().splitlines()
+    key_lines = lines[next(number for number, line in enumerate(lines) if line.startswith("KEY=VALUE")) :]
     for key in KEYS:
-        assert sum(line.startswith(f"  {key}=") for line in lines) == 1, key
+        assert sum(line.startswith(f"  {key}=") for line in key_lines) == 1, key
     for group, names in groups().items():
         for name, meaning in names.items():
             assert meaning, f"conf/{group}/{name}.yaml says nothing of itself"
             assert sum(line[2:].split()[:1] == [f"{group}={name}"] for line in lines if line[:2] in ("* ", "  ")) >= 1
     starred = [line.split()[1] for line in lines if line.startswith("*")]
-    assert starred == ["client=default", "data=demo", "mask=pafi", "model=minilm", "runtime=local"]
+    assert starred == ["client=default", "data=demo", "mask=pafi", "model=minilm", "runtime=local", "server=default"]
 
 
 def test_help_gives_meaning_default_and_what_is_allowed() -> None:

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 
 from client.app import app as client_app
-from client.process import population
+from client.process import population, texts_for
 from fedmask.errors import FedmaskError
 from fedmask.masks import select
 from fedmask.models import load_base
@@ -52,7 +52,7 @@ def plain_averaging(config: RunConfig, cohorts: list[list[int]] | None = None) -
     entries = SelectedEntries(base.encoder, mask)
     clients = population(config.data, config.clients, config.seed)
     layouts = [HeadLayout.of(client.task, base.hidden_size) for client in clients]
-    heads = {client.client_id: layouts[client.client_id].start(config.seed) for client in clients}
+    heads = {client.client_id: layouts[client.client_id].random_start(config.seed) for client in clients}
     delta = np.zeros(mask.num_selected, np.float32)
     for server_round in range(1, config.rounds + 1):
         total, num_examples = np.zeros(mask.num_selected), 0
@@ -83,7 +83,7 @@ def plain_averaging(config: RunConfig, cohorts: list[list[int]] | None = None) -
             update = result.delta.numpy() - delta
             total += len(client.train) * update.astype(np.float64)
             num_examples += len(client.train)
-        delta = (delta + total / num_examples).astype(np.float32)
+        delta = (delta + config.server.learning_rate * (total / num_examples)).astype(np.float32)
     return delta, {number: head.numpy() for number, head in heads.items()}
 
 
@@ -101,6 +101,47 @@ def test_clients_weigh_by_their_number_of_examples(federate: Callable[..., Run])
     assert len(set(sizes)) > 1
     values, _ = plain_averaging(run.config)
     assert run.values.tobytes() == values.tobytes()
+
+
+def test_the_servers_rate_stretches_the_mean_of_the_deltas(federate: Callable[..., Run], plain_run: Run) -> None:
+    run = federate("server.learning_rate=2.5")
+    values, _ = plain_averaging(run.config)
+    assert run.values.tobytes() == values.tobytes()
+    assert run.values.tobytes() != plain_run.values.tobytes()
+
+
+def test_the_servers_rate_leaves_shared_heads_alone(federate: Callable[..., Run]) -> None:
+    once, thrice = (federate("client.head=shared", "rounds=1", f"server.learning_rate={rate}") for rate in (1, 3))
+    assert once.heads == thrice.heads
+    np.testing.assert_allclose(thrice.values, 3 * once.values, rtol=1e-6)
+
+
+def test_validation_is_scored_every_few_rounds_and_at_the_end(federate: Callable[..., Run], plain_run: Run) -> None:
+    sparse, every = (federate("rounds=5", f"score_every={rounds}") for rounds in (2, 1))
+    assert [bool(line["score"]) for line in sparse.rounds] == [False, True, False, True, True]
+    assert sparse.adapter == every.adapter
+    assert sparse.summary["score"] == every.summary["score"]
+    assert sparse.rounds[3]["score"] == every.rounds[3]["score"]
+    evaluated = {line["round"] for line in sparse.ledger if line["kind"] == "evaluate"}
+    assert evaluated == {2, 4, 5}
+
+
+def test_the_test_split_can_be_left_for_later(federate: Callable[..., Run], plain_run: Run) -> None:
+    run = federate("score_test=false")
+    assert run.summary["score"] == {}
+    assert run.summary["mean_score"] is None
+    assert run.adapter == plain_run.adapter
+    assert run.rounds[-1]["score"] == plain_run.rounds[-1]["score"]
+
+
+def test_heads_start_from_the_label_names(federate: Callable[..., Run], plain_run: Run) -> None:
+    run = federate("client.head_init=label_names", "client.head=frozen")
+    config = run.config
+    texts = texts_for(settings_for(config))
+    client = population(config.data, 4, config.seed)[0]
+    start = texts.head_start(HeadLayout.of(client.task, 64), "label_names", config.seed)
+    assert run.kept(0, "head").endswith(start.numpy().tobytes())
+    assert run.adapter != plain_run.adapter
 
 
 def test_hiwi_averages_the_deltas_its_networks_made(federate: Callable[..., Run]) -> None:
@@ -390,7 +431,7 @@ def test_shared_heads_are_averaged_within_their_task_and_counted_under_their_own
     for first, second in ((0, 2), (1, 3)):
         assert run.kept(first, "head") == run.kept(second, "head")
         clients = population(run.config.data, 4, 0)
-        start = HeadLayout.of(clients[first].task, 64).start(0).numpy()
+        start = HeadLayout.of(clients[first].task, 64).random_start(0).numpy()
         mean = start + ((heads[first] - start) + (heads[second] - start)) / 2  # ten examples each
         found = np.frombuffer(run.kept(first, "head")[-4 * mean.size :], "<f4")
         np.testing.assert_allclose(found, mean, rtol=0, atol=1e-6)
@@ -405,7 +446,7 @@ def test_shared_heads_are_averaged_within_their_task_and_counted_under_their_own
 def test_frozen_heads_keep_the_bits_their_task_seeds(federate: Callable[..., Run]) -> None:
     run = federate("client.head=frozen", "rounds=1")
     for client in population(run.config.data, 4, 0):
-        start = HeadLayout.of(client.task, 64).start(0).numpy()
+        start = HeadLayout.of(client.task, 64).random_start(0).numpy()
         assert run.kept(client.client_id, "head").endswith(start.tobytes())
     assert {line["kind"] for line in run.ledger} == {"mask", "train", "evaluate"}
     assert np.count_nonzero(run.values) > 0

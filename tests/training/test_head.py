@@ -15,7 +15,7 @@ from torch import nn
 
 from fedmask.errors import FedmaskError
 from fedmask.tasks import Task
-from fedmask.training.head import HeadLayout, load_head, save_head
+from fedmask.training.head import LABEL_NAME_SCALE, HeadLayout, load_head, save_head
 
 TOPICS = HeadLayout("topics", ("art", "law", "sea"), 4)
 RATING = HeadLayout("rating", None, 4)
@@ -50,14 +50,25 @@ def test_a_tasks_layout_has_its_name_and_its_labels() -> None:
 
 def test_the_start_is_seeded_by_task_and_seed_and_by_no_global_state() -> None:
     layout = HeadLayout("topics", ("art", "law", "sea"), 500)
-    start = layout.start(0)
+    start = layout.random_start(0)
     torch.manual_seed(123)
-    assert torch.equal(start, layout.start(0))
-    assert not torch.equal(start, layout.start(1))
-    assert not torch.equal(start, dataclasses.replace(layout, task="themes").start(0))
+    assert torch.equal(start, layout.random_start(0))
+    assert not torch.equal(start, layout.random_start(1))
+    assert not torch.equal(start, dataclasses.replace(layout, task="themes").random_start(0))
     assert start.shape == (layout.size,)
     assert start[-3:].tolist() == [0, 0, 0]
     assert start[:-3].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_start_from_label_names_scores_by_cosine() -> None:
+    layout = HeadLayout("topics", ("art", "law", "sea"), 6)
+    generator = torch.Generator().manual_seed(0)
+    names = torch.nn.functional.normalize(torch.randn(3, 6, generator=generator)) * 4
+    features = torch.nn.functional.normalize(torch.randn(50, 6, generator=generator)) * 4
+    outputs = layout.outputs(layout.label_name_start(names), features)
+    cosines = torch.cosine_similarity(features[:, None], names[None], dim=2)
+    expected = LABEL_NAME_SCALE * (cosines - cosines.mean(1, keepdim=True))
+    torch.testing.assert_close(outputs, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_digest_tells_layouts_apart() -> None:

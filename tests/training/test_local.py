@@ -65,7 +65,7 @@ def train_direct(
     head: Tensor | None = None,
 ) -> LocalResult:
     received = torch.zeros(mask.num_selected) if received is None else received
-    head = layout.start(0) if head is None else head
+    head = layout.random_start(0) if head is None else head
     return train_delta_and_head(encoder, SelectedEntries(encoder, mask), Direct(received), layout, head, data, local)
 
 
@@ -127,7 +127,7 @@ def test_training_is_adamw_on_the_dense_model_with_masked_gradients(
 ) -> None:
     mask = mask_of(tiny, rule)
     local = dataclasses.replace(SETTINGS, weight_decay=decay)
-    received, head = some_delta(mask), CLASSES.start(3)
+    received, head = some_delta(mask), CLASSES.random_start(3)
     result = train_direct(tiny.encoder, mask, data, local, received=received, head=head)
     delta, expected_head, losses = dense_oracle(tiny, mask, data, local, received, head)
     assert (result.delta - received).abs().max() > 5 * local.learning_rate  # six steps moved it
@@ -210,7 +210,7 @@ def test_the_same_seeds_give_the_same_bits_whatever_the_global_state(
         received = some_delta(mask)
         generator = torch.Generator().manual_seed(network_seed)
         how = BiasNetworks(entries, received, 4, generator) if rule == "hiwi" else Direct(received)
-        return train_delta_and_head(tiny.encoder, entries, how, CLASSES, CLASSES.start(0), data, local)
+        return train_delta_and_head(tiny.encoder, entries, how, CLASSES, CLASSES.random_start(0), data, local)
 
     first, again = trained(0, 0, SETTINGS), trained(99, 0, SETTINGS)
     assert torch.equal(first.delta, again.delta)
@@ -232,10 +232,10 @@ def test_weight_decay_pulls_the_delta_to_zero_and_nothing_else(tiny: BaseModel, 
 
 def test_what_comes_in_is_not_changed(tiny: BaseModel, data: TokenizedSplit) -> None:
     mask = mask_of(tiny)
-    received, head = some_delta(mask), CLASSES.start(0)
+    received, head = some_delta(mask), CLASSES.random_start(0)
     result = train_direct(tiny.encoder, mask, data, received=received, head=head)
     assert torch.equal(received, some_delta(mask))
-    assert torch.equal(head, CLASSES.start(0))
+    assert torch.equal(head, CLASSES.random_start(0))
     assert not torch.equal(result.head, head)
     assert not result.delta.requires_grad
     assert not result.head.requires_grad
@@ -243,7 +243,7 @@ def test_what_comes_in_is_not_changed(tiny: BaseModel, data: TokenizedSplit) -> 
 
 def test_a_head_rate_of_zero_leaves_the_head(tiny: BaseModel, data: TokenizedSplit) -> None:
     result = train_direct(tiny.encoder, mask_of(tiny), data, dataclasses.replace(SETTINGS, head_learning_rate=0.0))
-    assert torch.equal(result.head, CLASSES.start(0))
+    assert torch.equal(result.head, CLASSES.random_start(0))
     assert result.delta.any()
 
 
@@ -257,15 +257,15 @@ def test_the_loss_is_cross_entropy_or_squared_error(
 ) -> None:
     mask = mask_of(tiny)
     features = encode(tiny.encoder, data).numpy().astype(np.float64)
-    packed = CLASSES.start(1).numpy().astype(np.float64)
+    packed = CLASSES.random_start(1).numpy().astype(np.float64)
     logits = features @ packed[:-2].reshape(2, 64).T + packed[-2:]
     log_likelihood = logits[np.arange(20), data.labels] - np.log(np.exp(logits).sum(1))
-    found = train_direct(tiny.encoder, mask, data, one_batch(), head=CLASSES.start(1)).mean_loss
+    found = train_direct(tiny.encoder, mask, data, one_batch(), head=CLASSES.random_start(1)).mean_loss
     assert found == pytest.approx(-log_likelihood.mean(), rel=1e-5)
 
-    packed = RATING.start(1).numpy().astype(np.float64)
+    packed = RATING.random_start(1).numpy().astype(np.float64)
     errors = features @ packed[:-1] + packed[-1] - ratings.labels
-    found = train_direct(tiny.encoder, mask, ratings, one_batch(), RATING, head=RATING.start(1)).mean_loss
+    found = train_direct(tiny.encoder, mask, ratings, one_batch(), RATING, head=RATING.random_start(1)).mean_loss
     assert found == pytest.approx((errors**2).mean(), rel=1e-5)
 
 
@@ -298,7 +298,7 @@ def test_hiwi_learns_a_delta_over_the_feed_forward_biases_alone(tiny: BaseModel,
     networks = BiasNetworks(entries, received, 4, torch.Generator().manual_seed(0))
     # The head stays, so that all that is learned is learned by the networks.
     local = dataclasses.replace(SETTINGS, local_epochs=30, learning_rate=3e-3, head_learning_rate=0.0)
-    head = CLASSES.start(0) * 20
+    head = CLASSES.random_start(0) * 20
     result = train_delta_and_head(model, entries, networks, CLASSES, head, data, local)
 
     layers = [f"encoder.layer.{i}.{part}.dense.bias" for i in range(2) for part in ("intermediate", "output")]
@@ -347,11 +347,11 @@ def test_a_head_over_fixed_features_is_trained_like_the_one_over_the_encoder(
     for layout, rows, loss_of in cases:
         features, labels = encode(tiny.encoder, rows), labels_for_loss(rows.labels)
         local = dataclasses.replace(SETTINGS, head_learning_rate=1e-2, learning_rate=0.0)
-        head, mean_loss = train_head(features, layout, layout.start(0), labels, local)
+        head, mean_loss = train_head(features, layout, layout.random_start(0), labels, local)
 
         linear = nn.Linear(64, layout.num_outputs)
         with torch.no_grad():
-            linear.weight.copy_(layout.start(0)[: -layout.num_outputs].view(-1, 64))
+            linear.weight.copy_(layout.random_start(0)[: -layout.num_outputs].view(-1, 64))
             linear.bias.zero_()
         optimizer = torch.optim.AdamW(linear.parameters(), lr=1e-2, weight_decay=0.0)
         losses = []
