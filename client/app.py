@@ -22,7 +22,7 @@ from fedmask.randomness import seed_for
 from fedmask.tasks.partition import ClientData
 from fedmask.training.evaluation import count
 from fedmask.training.head import HeadLayout
-from fedmask.training.local import LocalResult, LocalSettings, labels_for_loss, train_delta_and_head, train_head
+from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
 from fedmask.wire.messages import config_of, pack, payload_of, whole_number, word
 from fedmask.wire.vectors import NamedVector, frame, unframe
@@ -205,7 +205,7 @@ def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: in
     tokens = client.run.texts.training(data.client_id)
     if not settings.trains_delta:
         features = client.run.texts.base_features("train", data.client_id)
-        trained_head, loss = train_head(features, client.layout, head, labels_for_loss(tokens.labels), local)
+        trained_head, loss = train_head(features, client.layout, head, tokens, local)
         return LocalResult(delta, trained_head, loss)
     assert client.run.entries is not None
     return train_delta_and_head(

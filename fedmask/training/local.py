@@ -20,6 +20,9 @@ from fedmask.training.head import HeadLayout
 from fedmask.training.reparametrisation import Reparametrisation
 from fedmask.training.text import TokenizedSplit, mean_pooled
 
+BATCHES_DRAWN_TOGETHER = 8
+"""Batches among which rows are sorted by length."""
+
 
 @dataclass(frozen=True)
 class LocalSettings:
@@ -74,7 +77,7 @@ def train_delta_and_head(
     labels = labels_for_loss(data.labels)
     values = reparametrisation.values()
     with entries.written(values.detach()), SelectedGradient(entries) as gradient:
-        for rows in shuffled_batches(len(data), settings):
+        for rows in shuffled_batches(data.lengths, settings):
             features = mean_pooled(encoder, data.batch(rows, device)).cpu()
             loss = _loss(layout, packed_head, features, labels[torch.from_numpy(rows)])
             optimizer.zero_grad()
@@ -88,16 +91,17 @@ def train_delta_and_head(
 
 
 def train_head(
-    features: Tensor, layout: HeadLayout, head: Tensor, labels: Tensor, settings: LocalSettings
+    features: Tensor, layout: HeadLayout, head: Tensor, data: TokenizedSplit, settings: LocalSettings
 ) -> tuple[Tensor, float]:
     """Train a head over fixed features (n, H), the frozen encoder's: the same steps as above at a fraction of the cost.
 
-    Returns the head (size,) and the mean loss.
+    data: the texts that the features are of. Returns the head (size,) and the mean loss.
     """
     packed_head = nn.Parameter(head.clone())
     optimizer = torch.optim.AdamW([packed_head], lr=settings.head_learning_rate, weight_decay=0.0)
+    labels = labels_for_loss(data.labels)
     losses: list[float] = []
-    for rows in shuffled_batches(len(features), settings):
+    for rows in shuffled_batches(data.lengths, settings):
         index = torch.from_numpy(rows)
         loss = _loss(layout, packed_head, features[index], labels[index])
         optimizer.zero_grad()
@@ -107,13 +111,21 @@ def train_head(
     return packed_head.detach().clone(), float(np.mean(losses))
 
 
-def shuffled_batches(num_examples: int, settings: LocalSettings) -> Iterator[NDArray[np.int64]]:
-    """Row numbers batch by batch, every row once an epoch; the last batch of an epoch may be smaller."""
+def shuffled_batches(lengths: NDArray[np.int64], settings: LocalSettings) -> Iterator[NDArray[np.int64]]:
+    """Row numbers batch by batch, every row once an epoch, in random order; one batch of an epoch may be smaller.
+
+    lengths: tokens (n,) of the rows. Of every few batches that are drawn together, rows of like length share one: a
+    batch is padded to its longest row, and short texts in random company cost half as much again.
+    """
     generator = np.random.default_rng(settings.batch_seed)
     for _ in range(settings.local_epochs):
-        order = generator.permutation(num_examples)
-        for start in range(0, num_examples, settings.batch_size):
-            yield order[start : start + settings.batch_size]
+        order = generator.permutation(len(lengths))
+        drawn_together = range(0, len(order), BATCHES_DRAWN_TOGETHER * settings.batch_size)
+        windows = np.split(order, drawn_together[1:])
+        by_length = np.concatenate([window[np.argsort(lengths[window], kind="stable")] for window in windows])
+        batches = np.split(by_length, range(settings.batch_size, len(order), settings.batch_size))
+        for batch in generator.permutation(len(batches)):
+            yield batches[batch]
 
 
 def labels_for_loss(labels: NDArray[np.int64] | NDArray[np.float64]) -> Tensor:

@@ -34,6 +34,11 @@ class TokenizedSplit:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens (n,) of each text."""
+        return np.array([ids.size for ids in self.token_ids], np.int64)
+
     def batch(self, rows: Sequence[int] | NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
         """The model's inputs for these rows, each (B, T)."""
         length = max(self.token_ids[row].size for row in rows)
@@ -101,7 +106,7 @@ def mean_pooled(encoder: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def encode(encoder: nn.Module, split: TokenizedSplit) -> Tensor:
     """Features (n, H) of a whole split, without gradients; texts of like length share a batch."""
     device = next(encoder.parameters()).device
-    order = np.argsort([ids.size for ids in split.token_ids], kind="stable")
+    order = np.argsort(split.lengths, kind="stable")
     features: Tensor | None = None
     for start in range(0, len(order), EVALUATION_BATCH_SIZE):
         rows = order[start : start + EVALUATION_BATCH_SIZE]
