@@ -34,6 +34,8 @@ from fedmask.runs.config import (
 )
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+STUDIES = CONF / "study"
+"""Grids of runs for scripts/study.py: no group of a run's configuration."""
 
 # The key by which a group's file says which one it is. Set alone, it would leave the options of another file behind.
 _NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}
@@ -75,7 +77,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
 def groups() -> dict[str, dict[str, str]]:
     """The groups of `conf/`, and for each the names of its files with what each says of itself in its first comment."""
-    folders = sorted(path for path in CONF.iterdir() if path.is_dir())
+    folders = sorted(path for path in CONF.iterdir() if path.is_dir() and path != STUDIES)
     return {
         folder.name: {file.stem: _first_comment(file) for file in sorted(folder.glob("*.yaml"))} for folder in folders
     }
@@ -88,6 +90,8 @@ def _first_comment(file: Path) -> str:
 
 
 def _choice(group: str, name: str, names: Collection[str]) -> str:
+    if group == "experiment" and (STUDIES / f"{name}.yaml").exists():
+        raise FedmaskError(f"experiment={shown(name)}: a study of many runs; give it to scripts/study.py")
     if name not in names:
         raise FedmaskError(not_allowed(group, name, one_of_text(names), names))
     return name

@@ -1,4 +1,4 @@
-"""A study: a grid of runs in cells, as data. In: a study's YAML and the cells that are finished. Out: the cells to run next.
+"""A study: a grid of runs in cells. In: a study's YAML and the cells that are finished. Out: the cells to run next.
 
 A cell is one run: a row (a method) in a setting (data and clients) under one seed. A row's rates are tuned first, key
 after key, on one setting, one seed and the validation split; its final cells take the rates that won and are the only
@@ -18,6 +18,18 @@ import yaml  # type: ignore[import-untyped]
 from fedmask.errors import FedmaskError
 
 TUNING_SEED = 0
+KEPT_OF_SUMMARY = (
+    "score",
+    "own_score",
+    "own_majority_score",
+    "worst_client_score",
+    "mean_score",
+    "communication",
+    "clients_never_drawn",
+    "test_failure_causes",
+    "seconds",
+)
+"""What tables are made of; the whole summary stays in the cell's run folder."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Rates to choose: for each key its candidates, on one setting; a later key is tuned with the earlier ones chosen."""
+    """Rates to choose, on one setting: candidates by key; later keys are tuned with the earlier ones chosen."""
 
     setting: str
     candidates: tuple[tuple[str, tuple[float, ...]], ...]
@@ -74,6 +86,11 @@ class Cell:
     """Scored on the test split; else a candidate of tuning, scored on validation."""
     overrides: tuple[str, ...]
     """The run's `key=value` arguments, without the folders of this machine."""
+
+    @property
+    def kind(self) -> str:
+        """Cells of one kind cost the same."""
+        return f"{self.row} on {self.setting}, {'final' if self.is_final else 'tuning'}"
 
     @property
     def name(self) -> str:
@@ -131,27 +148,24 @@ def next_cells(study: Study, num_seeds: int, finished: Mapping[str, Finished]) -
     """
     cells: dict[str, Cell] = {}
     for row in study.rows.values():
-        for cell in _open_cells(study, row, num_seeds, finished):
-            if cell.name not in finished:
-                cells.setdefault(cell.name, cell)
+        rates = chosen_rates(study, row, finished)
+        open_cells = (
+            _final_cells(study, row, num_seeds, rates) if rates is not None else _candidates(study, row, finished)
+        )
+        cells.update({cell.name: cell for cell in open_cells if cell.name not in finished})
     return list(cells.values())
 
 
 def planned_cells(study: Study, num_seeds: int) -> list[Cell]:
-    """Every cell of the study as far as it can be known before any has run: tuned rates stand at their first candidate."""
+    """Every cell as far as it can be known before any has run: tuned rates stand at their first candidates."""
     cells: dict[str, Cell] = {}
     for row in study.rows.values():
-        if row.tuning is not None:
-            rates: dict[str, float] = {}
-            for key, candidates in row.tuning.candidates:
-                for value in candidates:
-                    cell = _tuning_cell(study, row, row.tuning, {**rates, key: value})
-                    cells.setdefault(cell.name, cell)
-                rates[key] = candidates[0]
-        source = study.rows[row.rates_from] if row.rates_from else row
-        first = {key: candidates[0] for key, candidates in source.tuning.candidates} if source.tuning else {}
-        for cell in _final_cells(study, row, num_seeds, first):
-            cells.setdefault(cell.name, cell)
+        first = _first_candidates(study.rows[row.rates_from] if row.rates_from else row)
+        for key, candidates in row.tuning.candidates if row.tuning else ():
+            for value in candidates:
+                cell = _tuning_cell(study, row, {**first, key: value})
+                cells[cell.name] = cell
+        cells.update({cell.name: cell for cell in _final_cells(study, row, num_seeds, first)})
     return list(cells.values())
 
 
@@ -160,41 +174,28 @@ def chosen_rates(study: Study, row: Row, finished: Mapping[str, Finished]) -> di
     if row.rates_from is not None:
         return chosen_rates(study, study.rows[row.rates_from], finished)
     rates: dict[str, float] = {}
-    if row.tuning is None:
-        return rates
-    for key, candidates in row.tuning.candidates:
-        scores = []
-        for value in candidates:
-            cell = _tuning_cell(study, row, row.tuning, {**rates, key: value})
-            if cell.name not in finished:
-                return None
-            scores.append(finished[cell.name].validation_score)
-        rates[key] = candidates[scores.index(max(scores))]
+    for stage in _tuning_stages(study, row, finished):
+        if any(cell.name not in finished for _, cell in stage):
+            return None
+        rates = _best(stage, finished)
     return rates
 
 
-def tuning_results(
-    study: Study, row: Row, finished: Mapping[str, Finished]
-) -> Iterator[tuple[Mapping[str, float], Finished]]:
+def tuning_results(study: Study, row: Row, finished: Mapping[str, Finished]) -> list[tuple[dict[str, float], Finished]]:
     """The rates that were tried and what each gave, in the order of trying."""
-    rates: dict[str, float] = {}
-    for key, candidates in row.tuning.candidates if row.tuning is not None else ():
-        assert row.tuning is not None
-        tried = []
-        for value in candidates:
-            cell = _tuning_cell(study, row, row.tuning, {**rates, key: value})
-            if cell.name in finished:
-                tried.append((value, finished[cell.name]))
-                yield {**rates, key: value}, finished[cell.name]
-        if len(tried) < len(candidates):
-            return
-        rates[key] = max(tried, key=lambda entry: entry[1].validation_score)[0]
+    tried = {
+        cell.name: (rates, finished[cell.name])
+        for stage in _tuning_stages(study, row, finished)
+        for rates, cell in stage
+        if cell.name in finished
+    }
+    return list(tried.values())
 
 
 def final_results(
     study: Study, num_seeds: int, finished: Mapping[str, Finished]
 ) -> dict[tuple[str, str], list[Finished]]:
-    """Finished final cells by (row, setting), in the order of their seeds; what the study no longer asks for is left out."""
+    """Finished final cells by (row, setting), in the order of their seeds; only those that the study still asks for."""
     results: dict[tuple[str, str], list[Finished]] = {}
     for row in study.rows.values():
         rates = chosen_rates(study, row, finished)
@@ -204,29 +205,38 @@ def final_results(
     return results
 
 
-def _open_cells(study: Study, row: Row, num_seeds: int, finished: Mapping[str, Finished]) -> Iterator[Cell]:
-    rates = chosen_rates(study, row, finished)
-    if rates is not None:
-        yield from _final_cells(study, row, num_seeds, rates)
-    elif row.tuning is not None:
-        yield from _next_candidates(study, row, row.tuning, finished)
+def _candidates(study: Study, row: Row, finished: Mapping[str, Finished]) -> list[Cell]:
+    """The cells of the first key that is not chosen yet; none where the row waits for another row's rates."""
+    stages = list(_tuning_stages(study, row, finished))
+    return [cell for _, cell in stages[-1]] if stages else []
 
 
-def _next_candidates(study: Study, row: Row, tuning: Tuning, finished: Mapping[str, Finished]) -> Iterator[Cell]:
-    """The candidates of the first key that is not chosen yet."""
-    rates: dict[str, float] = {}
-    for key, candidates in tuning.candidates:
-        cells = [_tuning_cell(study, row, tuning, {**rates, key: value}) for value in candidates]
-        if any(cell.name not in finished for cell in cells):
-            yield from cells
+def _tuning_stages(
+    study: Study, row: Row, finished: Mapping[str, Finished]
+) -> Iterator[list[tuple[dict[str, float], Cell]]]:
+    """Key by key the candidates, earlier keys at their best, later ones at their first; ends at the first open key."""
+    rates = _first_candidates(row)
+    for key, candidates in row.tuning.candidates if row.tuning else ():
+        tried = [{**rates, key: value} for value in candidates]
+        stage = [(rates_, _tuning_cell(study, row, rates_)) for rates_ in tried]
+        yield stage
+        if any(cell.name not in finished for _, cell in stage):
             return
-        scores = [finished[cell.name].validation_score for cell in cells]
-        rates[key] = candidates[scores.index(max(scores))]
+        rates = _best(stage, finished)
 
 
-def _tuning_cell(study: Study, row: Row, tuning: Tuning, rates: Mapping[str, float]) -> Cell:
-    overrides = _overrides(study, row, tuning.setting, TUNING_SEED, rates)
-    return Cell(row.name, tuning.setting, TUNING_SEED, False, (*overrides, "score_test=false"))
+def _first_candidates(row: Row) -> dict[str, float]:
+    return {key: candidates[0] for key, candidates in row.tuning.candidates} if row.tuning else {}
+
+
+def _best(stage: Sequence[tuple[dict[str, float], Cell]], finished: Mapping[str, Finished]) -> dict[str, float]:
+    return max(stage, key=lambda entry: finished[entry[1].name].validation_score)[0]
+
+
+def _tuning_cell(study: Study, row: Row, rates: Mapping[str, float]) -> Cell:
+    assert row.tuning is not None
+    overrides = _overrides(study, row, row.tuning.setting, TUNING_SEED, rates)
+    return Cell(row.name, row.tuning.setting, TUNING_SEED, False, (*overrides, "score_test=false"))
 
 
 def _final_cells(study: Study, row: Row, num_seeds: int, rates: Mapping[str, float]) -> Iterator[Cell]:
@@ -242,8 +252,30 @@ def _overrides(study: Study, row: Row, setting: str, seed: int, rates: Mapping[s
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Finished cells on disk
+# Finished cells
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def finished_cell(
+    facts: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
+) -> Finished:
+    """A cell from its own facts (row, setting, seed, is_final, overrides, commit) and the files of its run folder."""
+    bytes_until = dict.fromkeys(range(len(rounds) + 1), 0)
+    for message in messages:
+        bytes_until[message["round"]] += message["wire_bytes"]
+    for server_round in range(1, len(rounds) + 1):
+        bytes_until[server_round] += bytes_until[server_round - 1]
+    scored = [line for line in rounds if line["mean_score"] is not None]
+    return Finished.from_dict(
+        {
+            **facts,
+            "summary": {key: value for key, value in summary.items() if key in KEPT_OF_SUMMARY},
+            "validation": [[line["round"], line["mean_score"], bytes_until[line["round"]]] for line in scored],
+        }
+    )
 
 
 def read_results(path: Path) -> dict[str, Finished]:
@@ -303,7 +335,13 @@ def read_study(path: Path) -> Study:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise FedmaskError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from error
-    kinds = {"question": str, "budget_hours": (int, float), "overrides": list, "settings": dict, "rows": dict}
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "question": str,
+        "budget_hours": (int, float),
+        "overrides": list,
+        "settings": dict,
+        "rows": dict,
+    }
     given = reader.take(raw, path.stem, kinds, *kinds)
     settings = {name: _setting(reader, name, entry) for name, entry in given.get("settings", {}).items()}
     rows = {name: _row(reader, name, entry, tuple(settings)) for name, entry in given.get("rows", {}).items()}
@@ -320,7 +358,14 @@ def _setting(reader: _Reader, name: str, raw: object) -> Setting:
 
 
 def _row(reader: _Reader, name: str, raw: object, all_settings: tuple[str, ...]) -> Row:
-    kinds = {"title": str, "overrides": list, "settings": list, "finalist": bool, "tune": dict, "rates_from": str}
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "title": str,
+        "overrides": list,
+        "settings": list,
+        "finalist": bool,
+        "tune": dict,
+        "rates_from": str,
+    }
     given = reader.take(raw, f"rows.{name}", kinds, "title", "overrides")
     return Row(
         name=name,
@@ -336,15 +381,15 @@ def _row(reader: _Reader, name: str, raw: object, all_settings: tuple[str, ...])
 def _tuning(reader: _Reader, where: str, raw: Mapping[str, Any]) -> Tuning:
     candidates = []
     for key, values in raw.items():
-        if key == "on":
+        if key == "setting":
             continue
         if not isinstance(values, list) or not values or not all(isinstance(value, int | float) for value in values):
             reader.faults.append(f"{where}.{key}: must be a list of numbers")
             continue
         candidates.append((key, tuple(float(value) for value in values)))
-    if "on" not in raw:
-        reader.faults.append(f"{where}.on: missing; name the setting to tune on")
-    return Tuning(str(raw.get("on")), tuple(candidates))
+    if "setting" not in raw:
+        reader.faults.append(f"{where}.setting: missing; name the setting to tune on")
+    return Tuning(str(raw.get("setting")), tuple(candidates))
 
 
 def _check_references(reader: _Reader, row: Row, settings: Mapping[str, Setting], rows: Mapping[str, Row]) -> None:

@@ -1,0 +1,390 @@
+"""Run a study, a grid of runs in cells, or rebuild its tables:
+
+    python scripts/study.py experiment=NAME [data.root=DIR] [seeds=3] [jobs=2] [budget_hours=H] [output=DIR]
+    python scripts/study.py experiment=NAME report=true [output=DIR]
+
+NAME is a file of conf/study. Each cell is a run folder under DIR, by default runs/study-NAME; a finished cell is never
+run again, so the command can be stopped at any moment and given again. Before it starts it says what it will cost, and
+refuses more than the study's own budget_hours unless a larger one is given. report=true rewrites docs/studies/NAME.md,
+its plot and results, and the tables in the README, from the finished cells alone.
+"""
+
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from fedmask.errors import FedmaskError
+from fedmask.files import write_atomically
+from fedmask.runs.config import RunConfig
+from fedmask.runs.study import Cell, Finished, Study, finished_cell, next_cells, planned_cells, read_results, read_study
+from server.compose import CONF, STUDIES, compose
+
+ROOT = CONF.parent
+DOCS = ROOT / "docs" / "studies"
+CELL_FILE = "cell.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    study: Study
+    seeds: int
+    jobs: int
+    budget_hours: float
+    output: Path
+    report: bool
+    here: tuple[str, ...]
+    """Overrides that say where data lies on this machine; they are no part of a cell."""
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or any(argument in ("--help", "-h") for argument in arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    try:
+        request = read_request(arguments)
+        if request.report:
+            return report(request)
+        with _only_one(request.output):
+            return run_study(request)
+    except FedmaskError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def read_request(arguments: Sequence[str]) -> Request:
+    """Raises FedmaskError for an argument that is unknown or has no sense."""
+    given = {"seeds": "3", "jobs": "1", "report": "false"}
+    here = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key in ("experiment", "seeds", "jobs", "budget_hours", "output", "report") and equals:
+            given[key] = value
+        elif key == "data.root" and equals:
+            here.append(f"data.root={Path(value).resolve()}")
+        else:
+            raise FedmaskError(
+                f"{argument}: unknown; the keys are experiment, data.root, seeds, jobs, budget_hours, output, report"
+            )
+    study = read_study(_study_file(given.get("experiment", "")))
+    return Request(
+        study=study,
+        seeds=_whole(given, "seeds"),
+        jobs=_whole(given, "jobs"),
+        budget_hours=_hours(given.get("budget_hours", str(study.budget_hours))),
+        output=Path(given.get("output") or f"runs/study-{study.name}"),
+        report=_switch(given, "report"),
+        here=tuple(here),
+    )
+
+
+def _study_file(name: str) -> Path:
+    names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    if name not in names:
+        raise FedmaskError(f"experiment={name}: must be a study of conf/study: {', '.join(names)}")
+    return STUDIES / f"{name}.yaml"
+
+
+def _whole(given: Mapping[str, str], key: str) -> int:
+    if not given[key].isdecimal() or int(given[key]) < 1:
+        raise FedmaskError(f"{key}={given[key]}: must be a whole number of at least 1")
+    return int(given[key])
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not hours > 0:
+        raise FedmaskError(f"budget_hours={text}: must be a number above 0")
+    return hours
+
+
+def _switch(given: Mapping[str, str], key: str) -> bool:
+    if given[key] not in ("true", "false"):
+        raise FedmaskError(f"{key}={given[key]}: must be true or false")
+    return given[key] == "true"
+
+
+@contextmanager
+def _only_one(output: Path) -> Iterator[None]:
+    """Two runners of one study would write into the same cells."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FedmaskError(
+                f"output={output}: this study is being run there already; wait, or name another"
+            ) from error
+        yield
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Running
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def run_study(request: Request) -> int:
+    """All cells that are not finished, `jobs` side by side; 0 where none failed."""
+    finished = read_finished(request.output)
+    planned = planned_cells(request.study, request.seeds)
+    progress = Progress(planned, estimated_seconds(planned, request), request.jobs)
+    progress.found(finished.values())
+    progress.say_cost(request.study.name)
+    if progress.total_seconds > 3600 * request.budget_hours:
+        raise FedmaskError(
+            f"that is more than budget_hours={request.budget_hours:g}: give a larger one, fewer seeds or fewer rounds"
+        )
+    failed: dict[str, str] = {}
+    with _pool(request.jobs) as pool:
+        running: dict[Future[None], Cell] = {}
+        while True:
+            busy = {cell.name for cell in running.values()}
+            open_cells = [
+                cell
+                for cell in next_cells(request.study, request.seeds, finished)
+                if cell.name not in busy | failed.keys()
+            ]
+            for cell in sorted(open_cells, key=lambda cell: cell.is_final)[: request.jobs - len(running)]:
+                running[pool.submit(run_cell, cell, request.output, request.here)] = cell
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                try:
+                    future.result()
+                except FedmaskError as error:
+                    failed[cell.name] = str(error)
+                    continue
+                finished[cell.name] = _read_cell(request.output / cell.name)
+                progress.say_finished(finished[cell.name])
+    for name, why in failed.items():
+        print(f"{name} failed: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run_cell(cell: Cell, output: Path, here: tuple[str, ...]) -> None:
+    """One run, in a process of the pool; leaves a finished run folder."""
+    from client.app import app as client_app
+    from server.app import SilentObserver, num_clients, run_federation
+    from server.local_grid import LocalGrid
+
+    folder = output / cell.name
+    config = compose([*cell.overrides, *here, f"output={folder}", "overwrite=true"])
+    folder.mkdir(exist_ok=True)
+    facts = {"row": cell.row, "setting": cell.setting, "seed": cell.seed, "is_final": cell.is_final}
+    facts |= {"overrides": list(cell.overrides), "commit": _commit()}
+    write_atomically(folder / CELL_FILE, (json.dumps(facts, indent=2) + "\n").encode())
+    run_federation(LocalGrid(client_app, num_clients(config), config.seed), config, SilentObserver())
+
+
+def _commit() -> str:
+    """Of the code that runs; with + where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        finished = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return finished.stdout.strip()
+
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("status", "--porcelain") else "")
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that keep the base model and the tokenized texts from cell to cell, and end when this one does."""
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+    try:
+        yield pool
+    except BaseException:
+        for process in list(
+            (pool._processes or {}).values()
+        ):  # a cell in the making is lost: it is made anew next time
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A killed runner must leave no process behind that still writes into its cells."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Finished cells
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def read_finished(output: Path) -> dict[str, Finished]:
+    """The finished cells of a study's folder, by name."""
+    folders = [path.parent for path in sorted(output.glob(f"*/{CELL_FILE}"))]
+    return {folder.name: _read_cell(folder) for folder in folders if (folder / "summary.json").exists()}
+
+
+def _read_cell(folder: Path) -> Finished:
+    facts = json.loads((folder / CELL_FILE).read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    messages = [json.loads(line) for line in (folder / "communication.jsonl").read_text().splitlines()]
+    return finished_cell(facts, summary, rounds, messages)
+
+
+def report(request: Request) -> int:
+    """Rewrite the study's page, plot and results, and the tables in the README."""
+    from fedmask.runs.study_report import write_study
+
+    finished, results = read_finished(request.output), DOCS / f"{request.study.name}.jsonl"
+    if not finished and results.exists():
+        finished = read_results(results)
+        print(f"no finished cell in {request.output}: the tables are made from {results.relative_to(ROOT)}")
+    for path in write_study(request.study, request.seeds, finished, DOCS, ROOT / "README.md"):
+        print(path.relative_to(ROOT))
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What it costs
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def estimated_seconds(cells: Sequence[Cell], request: Request) -> dict[str, float]:
+    """CPU seconds by kind of cell: examples to train and to score, times what one of each takes on this machine.
+
+    What an example takes is measured once for every setting and mask, and kept in the study's folder.
+    """
+    path = request.output / "seconds_per_example.json"
+    measured: dict[str, tuple[float, float]] = json.loads(path.read_text()) if path.exists() else {}
+    seconds = {}
+    for cell in {cell.kind: cell for cell in cells}.values():
+        config = compose([*cell.overrides, *request.here])
+        work = f"{cell.setting} {config.mask.rule} {config.mask.density}"
+        if work not in measured:
+            print(f"measuring what an example takes: {work}", flush=True)
+            measured[work] = seconds_per_example(config)
+            write_atomically(path, json.dumps(measured, indent=2).encode())
+        seconds[cell.kind] = _seconds(config, *measured[work])
+    return seconds
+
+
+def seconds_per_example(config: RunConfig) -> tuple[float, float]:
+    """Seconds to train on one example and to encode one: a round of one client of each task, and their validation."""
+    import torch
+
+    from client.process import texts_for
+    from fedmask.training.delta import SelectedEntries
+    from fedmask.training.head import HeadLayout
+    from fedmask.training.local import LocalSettings, train_delta_and_head
+    from fedmask.training.reparametrisation import Direct
+    from fedmask.training.text import encode
+    from server.app import select_mask, settings_for
+
+    torch.set_num_threads(config.threads)
+    texts = texts_for(settings_for(config))
+    mask = select_mask(replace(config, baseline="none"), texts.base)
+    assert mask is not None
+    entries, start = SelectedEntries(texts.base.encoder, mask), torch.zeros(mask.num_selected)
+    local = LocalSettings(1, config.client.batch_size, 1e-3, 1e-3, 0.0, batch_seed=0)
+    trained = encoded = 0
+    training_seconds = encoding_seconds = 0.0
+    for client in {client.task.name: client for client in texts.clients}.values():
+        layout, tokens = HeadLayout.of(client.task, texts.base.hidden_size), texts.training(client.client_id)
+        began = time.process_time()
+        head = layout.random_start(0)
+        train_delta_and_head(texts.base.encoder, entries, Direct(start), layout, head, tokens, local)
+        training_seconds += time.process_time() - began
+        began = time.process_time()
+        encode(texts.base.encoder, texts.split(client.task, "validation"))
+        encoding_seconds += time.process_time() - began
+        trained, encoded = trained + len(tokens), encoded + len(client.task.validation)
+    return training_seconds / trained, encoding_seconds / encoded
+
+
+def _seconds(config: RunConfig, train: float, encode: float) -> float:
+    """Of a cell: every training example once an epoch, every split once for all who share its parameters."""
+    from client.process import population
+
+    clients = population(config.data, config.clients, config.seed)
+    tasks = {client.task.name: client.task for client in clients}.values()
+    num_train = sum(len(client.train) for client in clients)
+    validation, test = (sum(len(getattr(task, split)) for task in tasks) for split in ("validation", "test"))
+    test = test if config.score_test else 0
+    if config.baseline == "frozen":  # encodes everything once
+        return encode * (num_train + validation + test)
+    num_scorings = -(-config.rounds // config.score_every)
+    clients_a_task = config.clients / len(tasks) if config.baseline == "alone" else 1
+    scored = clients_a_task * (num_scorings * validation + test)
+    return train * config.rounds * config.client.local_epochs * num_train + encode * scored
+
+
+class Progress:
+    """Says what a study costs, and with every finished cell what is left of it."""
+
+    def __init__(self, planned: Sequence[Cell], seconds: Mapping[str, float], jobs: int) -> None:
+        """seconds: estimated, by kind of cell."""
+        self._seconds, self._jobs = seconds, jobs
+        self._num_cells = len(planned)
+        self.total_seconds = sum(seconds[cell.kind] for cell in planned)
+        self._num_done, self._left_seconds = 0, self.total_seconds
+        self._estimated_seconds = self._taken_seconds = 0.0
+
+    def found(self, finished: Iterable[Finished]) -> None:
+        for entry in finished:
+            self._count(entry.cell)
+
+    def say_cost(self, name: str) -> None:
+        print(
+            f"study {name}: {self._num_cells} cells, about {self.total_seconds / 3600:.2f} CPU-hours on this machine; "
+            f"{self._num_done} are finished, about {self._left_seconds / 3600:.2f} CPU-hours are left, "
+            f"{self._jobs} side by side",
+            flush=True,
+        )
+
+    def say_finished(self, entry: Finished) -> None:
+        self._count(entry.cell)
+        self._estimated_seconds += self._seconds.get(entry.cell.kind, 0.0)
+        self._taken_seconds += entry.summary["seconds"]
+        pace = self._taken_seconds / self._estimated_seconds if self._estimated_seconds else 1.0
+        print(
+            f"[{self._num_done}/{self._num_cells}] {entry.cell.name}: validation {entry.validation_score:.3f}, "
+            f"{entry.summary['seconds']:.0f} s; about {self._left_seconds * pace / self._jobs / 60:.0f} minutes left",
+            flush=True,
+        )
+
+    def _count(self, cell: Cell) -> None:
+        self._num_done += 1
+        self._left_seconds = max(self._left_seconds - self._seconds.get(cell.kind, 0.0), 0.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
