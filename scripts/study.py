@@ -3,10 +3,11 @@
     python scripts/study.py experiment=NAME [data.root=DIR] [seeds=3] [jobs=2] [budget_hours=H] [output=DIR]
     python scripts/study.py experiment=NAME report=true [output=DIR]
 
-NAME is a file of conf/study. Each cell is a run folder under DIR, by default runs/study-NAME; a finished cell is never
-run again, so the command can be stopped at any moment and given again. Before it starts it says what it will cost, and
-refuses more than the study's own budget_hours unless a larger one is given. report=true rewrites docs/studies/NAME.md,
-its plot and results, and the tables in the README, from the finished cells alone.
+NAME is a file of conf/study, or the path of a YAML file like them. Each cell is a run folder under DIR, by default
+runs/study-NAME; a finished cell is never run again, so the command can be stopped at any moment and given again. Before
+it starts it says what it will cost, and refuses more than the study's own budget_hours unless a larger one is given.
+report=true rewrites docs/studies/NAME.md, its plot and results, and the table in the README, from the finished cells
+alone; for a file of your own it writes page, plot and results into DIR.
 """
 
 import fcntl
@@ -45,6 +46,8 @@ class Request:
     """What the command line asks for."""
 
     study: Study
+    is_own: bool
+    """Whether the study is a file of the caller's, and none of conf/study."""
     seeds: int
     jobs: int
     budget_hours: float
@@ -89,9 +92,11 @@ def read_request(arguments: Sequence[str]) -> Request:
             raise FedmaskError(
                 f"{argument}: unknown; the keys are experiment, data.root, seeds, jobs, budget_hours, output, report"
             )
-    study = read_study(_study_file(given.get("experiment", "")))
+    file = _study_file(given.get("experiment", ""))
+    study = read_study(file)
     return Request(
         study=study,
+        is_own=file.parent != STUDIES,
         seeds=_whole(given, "seeds"),
         jobs=_whole(given, "jobs"),
         budget_hours=_hours(given.get("budget_hours", str(study.budget_hours))),
@@ -102,9 +107,11 @@ def read_request(arguments: Sequence[str]) -> Request:
 
 
 def _study_file(name: str) -> Path:
+    if name.endswith(".yaml") and Path(name).is_file():
+        return Path(name).resolve()
     names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
     if name not in names:
-        raise FedmaskError(f"experiment={name}: must be a study of conf/study: {', '.join(names)}")
+        raise FedmaskError(f"experiment={name}: must be a study of conf/study ({', '.join(names)}) or a .yaml file")
     return STUDIES / f"{name}.yaml"
 
 
@@ -264,12 +271,13 @@ def report(request: Request) -> int:
     """Rewrite the study's page, plot and results, and the tables in the README."""
     from fedmask.runs.study_report import write_study
 
-    finished, results = read_finished(request.output), DOCS / f"{request.study.name}.jsonl"
+    folder, readme = (request.output, None) if request.is_own else (DOCS, ROOT / "README.md")
+    finished, results = read_finished(request.output), folder / f"{request.study.name}.jsonl"
     if not finished and results.exists():
         finished = read_results(results)
-        print(f"no finished cell in {request.output}: the tables are made from {results.relative_to(ROOT)}")
-    for path in write_study(request.study, request.seeds, finished, DOCS, ROOT / "README.md"):
-        print(path.relative_to(ROOT))
+        print(f"no finished cell in {request.output}: the tables are made from {results.name}")
+    for path in write_study(request.study, request.seeds, finished, folder, readme):
+        print(path)
     return 0
 
 

@@ -4,7 +4,8 @@ In: the delta received (k,) and the base's selected values. Out: values (k,) as 
 parameters. Both kinds start at the received delta, so a round never loses what was learned before it.
 
 HiWi-style, per feed-forward bias vector b of D entries:  local delta = received delta + relu(b W_down) W_up,
-W_down (D, r), W_up (r, D). W_up starts at zero. The networks are new in every round and never leave the client.
+W_down = V / |b|_1 , V (D, r) and W_up (r, D) trained. W_up starts at zero. The networks are new in every round and never
+leave the client.
 """
 
 from typing import Protocol
@@ -43,38 +44,41 @@ class BiasNetworks:
     """HiWi-style: one small network a bias vector maps the base bias to the change of it.
 
     With ReLU most plain draws of W_down leave at least one vector with every unit off, whose change could then never
-    move. So each column of W_down is given the sign that makes its unit positive, and the length that makes its
-    activation that of a standard normal draw whatever the size of b: all units live, one learning rate for all vectors.
+    move. So each column of V is given the sign that makes its unit positive, and the length that makes its activation
+    that of a standard normal draw whatever the size of b: all units live, one learning rate for all vectors. And V is
+    trained, not W_down: AdamW moves every entry of a column by the learning rate, so an activation by at most that;
+    through W_down it would be |b|_1 times as much, hundreds for MiniLM, and units die or blow up within a few steps.
     A vector that is exactly zero cannot be given a live unit; its change stays zero.
     """
 
     def __init__(self, entries: SelectedEntries, received: Tensor, rank: int, generator: torch.Generator) -> None:
         """rank: r, at least 1. Raises FedmaskError where every bias vector is exactly zero."""
         self._received = received.clone()
-        self._biases = [values.float() for values in entries.base_values]
-        if not any(bool(bias.any()) for bias in self._biases):
+        biases = [values.float() for values in entries.base_values]
+        if not any(bool(bias.any()) for bias in biases):
             raise FedmaskError(
                 "mask=hiwi: every feed-forward bias of this model is zero, so its networks have no input; "
                 "take mask=ffn_bias"
             )
-        self._down = [nn.Parameter(_live_columns(bias, rank, generator)) for bias in self._biases]
-        self._up = [nn.Parameter(torch.zeros(rank, bias.numel())) for bias in self._biases]
+        self._inputs = [bias / torch.where(bias.any(), bias.abs().sum(), 1.0) for bias in biases]
+        self._down = [nn.Parameter(_live_columns(inputs, rank, generator)) for inputs in self._inputs]
+        self._up = [nn.Parameter(torch.zeros(rank, bias.numel())) for bias in biases]
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self._down, *self._up]
 
     def values(self) -> Tensor:
         changes = [
-            torch.relu(bias @ down) @ up for bias, down, up in zip(self._biases, self._down, self._up, strict=True)
+            torch.relu(inputs @ down) @ up for inputs, down, up in zip(self._inputs, self._down, self._up, strict=True)
         ]
         return self._received + torch.cat(changes)
 
 
-def _live_columns(bias: Tensor, rank: int, generator: torch.Generator) -> Tensor:
-    """W_down (D, r) with bias @ W_down = |standard normal| in every column; a zero bias leaves the columns as drawn."""
-    # In double precision: the squares of small biases would vanish in single precision, and their length with them.
-    length = bias.double().norm().float()
-    columns = torch.randn(bias.numel(), rank, generator=generator) / torch.where(length > 0, length, 1.0)
-    sign = torch.where(bias @ columns < 0, -1.0, 1.0)
+def _live_columns(inputs: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """V (D, r) with inputs @ V = |standard normal| in every column; zero inputs leave the columns as drawn."""
+    # In double precision: the squares of small inputs would vanish in single precision, and their length with them.
+    length = inputs.double().norm().float()
+    columns = torch.randn(inputs.numel(), rank, generator=generator) / torch.where(length > 0, length, 1.0)
+    sign = torch.where(inputs @ columns < 0, -1.0, 1.0)
     live: Tensor = columns * sign
     return live

@@ -115,7 +115,7 @@ def test_the_values_are_the_received_delta_plus_the_networks_of_the_biases() -> 
     for bias, (down, up) in zip(entries.base_values, down_and_up(made), strict=True):
         assert (down.shape, up.shape) == ((len(bias), 2), (2, len(bias)))
         b, w_down, w_up = (tensor.detach().numpy().astype(np.float64) for tensor in (bias, down, up))
-        changes.append(np.maximum(b @ w_down, 0) @ w_up)
+        changes.append(np.maximum(b / np.abs(b).sum() @ w_down, 0) @ w_up)
     expected = received.numpy() + np.concatenate(changes)
     np.testing.assert_allclose(made.values().detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -125,11 +125,25 @@ def test_activations_do_not_depend_on_the_size_of_the_biases() -> None:
     activations = []
     for size in (1e-4, 1.0, 1e3):
         ((down, _),) = down_and_up(networks(entries_over(bias * size), rank=200))
-        activations.append((bias * size) @ down.detach())
+        activations.append(bias * size / (bias * size).abs().sum() @ down.detach())
     torch.testing.assert_close(activations[0], activations[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(activations[2], activations[1], rtol=1e-4, atol=1e-5)
     # The mean of |z|, z standard normal, is sqrt(2 / pi) = 0.80; 200 draws of it stay within 0.15 of that.
     assert abs(activations[1].mean().item() - 0.80) < 0.15
+
+
+def test_no_unit_dies_or_blows_up_in_a_few_steps_at_a_large_rate() -> None:
+    bias = torch.randn(1536, generator=seeded(1)) * 0.3
+    made = networks(entries_over(bias))
+    start = bias / bias.abs().sum() @ down_and_up(made)[0][0].detach()
+    optimizer = torch.optim.AdamW(made.parameters(), lr=0.02, weight_decay=0.0)
+    wanted = torch.randn(1536, generator=seeded(2))
+    for _ in range(10):
+        optimizer.zero_grad()
+        ((made.values() - wanted) ** 2).sum().backward()
+        optimizer.step()
+    moved = bias / bias.abs().sum() @ down_and_up(made)[0][0].detach() - start
+    assert moved.abs().max() < 10 * 0.02 * 1.01
 
 
 def test_the_generator_decides_the_networks() -> None:

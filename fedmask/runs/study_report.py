@@ -1,0 +1,213 @@
+"""A study's page, plot and results file, and its table in the README: all made from finished cells, nothing by hand.
+
+In: a study and its finished cells. Out: NAME.md, NAME.svg and NAME.jsonl in a folder of documents, and the text that
+stands between `<!-- study NAME -->` and `<!-- end of study NAME -->` in the README. A score is the mean over tasks of
+test scores; over several seeds it is their mean, with the standard deviation of one seed.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fedmask.errors import FedmaskError
+from fedmask.files import write_atomically
+from fedmask.runs.study import Finished, Row, Study, chosen_rates, final_results, results_text, tuning_results
+
+Results = Mapping[tuple[str, str], Sequence[Finished]]
+"""Final cells, one a seed, by (row, setting)."""
+
+
+def write_study(
+    study: Study, num_seeds: int, finished: Mapping[str, Finished], folder: Path, readme: Path | None
+) -> list[Path]:
+    """Returns the files written. Raises FedmaskError where the README, if one is given, has no place for the study."""
+    from fedmask.runs.study_plot import score_against_bytes
+
+    results = final_results(study, num_seeds, finished)
+    if not results:
+        raise FedmaskError(f"study {study.name}: no final cell is finished yet; run it first")
+    texts = {}
+    if readme is not None:
+        texts[readme] = _replaced(readme, f"study {study.name}", "\n".join(_front(study, results, finished)))
+    folder.mkdir(parents=True, exist_ok=True)
+    texts |= {
+        folder / f"{study.name}.jsonl": results_text(finished),
+        folder / f"{study.name}.svg": score_against_bytes(study, results),
+        folder / f"{study.name}.md": "\n".join(_page(study, results, finished)),
+    }
+    for path, text in texts.items():
+        write_atomically(path, text.encode())
+    return list(texts)
+
+
+def _replaced(path: Path, name: str, text: str) -> str:
+    """The file's text with what stands between the two markers of this name replaced."""
+    old = path.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = old.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise FedmaskError(f"{path.name}: has no lines {begin} and {end}; put them where the table shall stand")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pages
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _front(study: Study, results: Results, finished: Mapping[str, Finished]) -> Iterator[str]:
+    """What the README shows."""
+    yield from score_table(study, results)
+    yield ""
+    yield f"![score against bytes](docs/studies/{study.name}.svg)"
+    yield ""
+    yield _made_by(study, results, finished)
+
+
+def _page(study: Study, results: Results, finished: Mapping[str, Finished]) -> Iterator[str]:
+    yield from (f"# Study {study.name}", "", study.question, "")
+    yield _made_by(study, results, finished)
+    yield from ("", "Every cell runs with `" + " ".join(study.overrides) + "`, and in its setting with", "")
+    for setting in study.settings.values():
+        yield f"- ({setting.name}) {setting.title}: `{' '.join(setting.overrides)}`"
+    yield from ("", "## Test score", "")
+    yield from score_table(study, results)
+    yield from ("", "## The same on each client's own label mix", "")
+    yield from own_mix_table(study, results)
+    yield from ("", "## Bytes a client and round", "")
+    yield from bytes_table(study, results)
+    yield from ("", f"![score against bytes]({study.name}.svg)", "", "## Rates", "")
+    yield from rates_table(study, finished)
+    yield from ("", "## Score by task", "")
+    yield from task_table(study, results)
+    yield ""
+
+
+def _made_by(study: Study, results: Results, finished: Mapping[str, Finished]) -> str:
+    commits = sorted({entry.commit for entry in finished.values()})
+    hours = sum(entry.summary["seconds"] for entry in finished.values()) / 3600
+    return (
+        f"Mean over tasks of the test score, ± the standard deviation over seeds where there are several; made by "
+        f"`python scripts/study.py experiment={study.name} data.root=DIR`, {len(finished)} runs, {hours:.1f} hours of "
+        f"one thread, commit {', '.join(commits)}. Rates were chosen on validation with one seed; the test split was "
+        "scored once a cell."
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tables
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def score_table(study: Study, results: Results) -> Iterator[str]:
+    """Rows against settings; the bytes of a client and round beside."""
+    header = [f"({setting.name}) {setting.title}" for setting in study.settings.values()]
+    yield from _head(["", *header, "bytes a client and round, up + down"])
+    for row in study.rows.values():
+        cells = [
+            _spread([entry.summary["mean_score"] for entry in results.get((row.name, s), ())]) for s in study.settings
+        ]
+        if any(cells):
+            yield _line([row.title, *cells, _bytes_of(row, study, results)])
+
+
+def own_mix_table(study: Study, results: Results) -> Iterator[str]:
+    """Scores weighted to each client's own label mix, and what always guessing its majority label gives."""
+    yield from _head(["", *(f"({name})" for name in study.settings)])
+    guesses: dict[str, str] = {}
+    for row in study.rows.values():
+        cells = []
+        for name in study.settings:
+            entries = results.get((row.name, name), ())
+            cells.append(_spread([_mean(entry.summary["own_score"]) for entry in entries]))
+            if entries and row.name != "central":
+                guesses[name] = _spread([_mean(entry.summary["own_majority_score"]) for entry in entries])
+        if any(cells):
+            yield _line([row.title, *cells])
+    yield _line(["always the client's majority label", *(guesses.get(name, "") for name in study.settings)])
+
+
+def bytes_table(study: Study, results: Results) -> Iterator[str]:
+    """Measured wire bytes; the last column is a projection."""
+    yield from _head(["", *(f"({name}) up / down" for name in study.settings), "mask, once"])
+    for row in study.rows.values():
+        sent = [
+            results[row.name, s][0].summary["communication"] if (row.name, s) in results else None
+            for s in study.settings
+        ]
+        cells = [
+            f"{one['uplink_bytes_per_client_round']:,.0f} / {one['downlink_bytes_per_client_round']:,.0f}"
+            if one
+            else ""
+            for one in sent
+        ]
+        if any(cells):
+            mask = next(one["mask_bytes_per_client"] for one in sent if one)
+            yield _line([row.title, *cells, f"{mask:,.0f}"])
+
+
+def rates_table(study: Study, finished: Mapping[str, Finished]) -> Iterator[str]:
+    """Every candidate with its score on validation after the last round, and what was chosen."""
+    yield from _head(["", "tuned on", "tried: validation score", "chosen"])
+    for row in study.rows.values():
+        if row.tuning is None:
+            continue
+        tried = "; ".join(
+            f"{_rates(rates)}: {entry.validation_score:.3f}" for rates, entry in tuning_results(study, row, finished)
+        )
+        chosen = chosen_rates(study, row, finished)
+        yield _line([row.title, f"({row.tuning.setting})", tried, "still open" if chosen is None else _rates(chosen)])
+
+
+def task_table(study: Study, results: Results) -> Iterator[str]:
+    """Mean over seeds of each task's score, the worst client in brackets."""
+    tasks = [
+        (name, task)
+        for name in study.settings
+        for task in sorted(
+            {task for (_, s), found in results.items() if s == name for task in found[0].summary["score"]}
+        )
+    ]
+    yield from _head(["", *(f"({name}) {task}" for name, task in tasks)])
+    for row in study.rows.values():
+        cells = []
+        for name, task in tasks:
+            summaries = [entry.summary for entry in results.get((row.name, name), ())]
+            scores, worst = ([one[key].get(task) for one in summaries] for key in ("score", "worst_client_score"))
+            known = summaries and None not in scores
+            cells.append(f"{statistics.mean(scores):.3f} ({statistics.mean(worst):.3f})" if known else "")
+        if any(cells):
+            yield _line([row.title, *cells])
+
+
+def _bytes_of(row: Row, study: Study, results: Results) -> str:
+    """In the first setting that the row has."""
+    sent = next(results[row.name, s][0].summary["communication"] for s in study.settings if (row.name, s) in results)
+    return f"{sent['uplink_bytes_per_client_round']:,.0f} + {sent['downlink_bytes_per_client_round']:,.0f}"
+
+
+def _rates(rates: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in rates.items()) or "none to choose"
+
+
+def _spread(scores: Sequence[float | None]) -> str:
+    """Mean, ± the sample standard deviation where there are several; empty where there is none."""
+    known = [score for score in scores if score is not None]
+    if not known:
+        return ""
+    mean = f"{statistics.mean(known):.3f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.3f}"
+
+
+def _mean(scores: Mapping[str, float]) -> float | None:
+    return statistics.mean(scores.values()) if scores else None
+
+
+def _head(titles: Sequence[str]) -> Iterator[str]:
+    yield _line(titles)
+    yield _line(["---", *("---:" for _ in titles[1:])])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
