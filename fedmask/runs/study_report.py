@@ -122,7 +122,7 @@ def own_mix_table(study: Study, results: Results) -> Iterator[str]:
             entries = results.get((row.name, name), ())
             cells.append(_spread([_mean(entry.summary["own_score"]) for entry in entries]))
             if entries and row.name != "central":
-                guesses[name] = _spread([_mean(entry.summary["own_majority_score"]) for entry in entries])
+                guesses.setdefault(name, _spread([_mean(entry.summary["own_majority_score"]) for entry in entries]))
         if any(cells):
             yield _line([row.title, *cells])
     yield _line(["always the client's majority label", *(guesses.get(name, "") for name in study.settings)])
