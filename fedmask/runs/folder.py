@@ -5,7 +5,9 @@ rounds.jsonl        a line a round, written when the round ends
 communication.jsonl a line a message and kind: the ledger
 clients/            what stays on the clients of a simulation, heads among it
 adapter.safetensors the global delta; absent for the baselines, which have none
-summary.json        model, mask, scores, communication; written last, so that it marks a finished run
+summary.json        model, mask, scores, communication; its being there marks a finished run
+report.html         all of that as one page to look at, made from the other files
+tensorboard/        scalars, with log.tensorboard=true
 compare/NAME/       the same for each baseline beside it
 """
 
@@ -25,7 +27,8 @@ from fedmask.runs.config import RunConfig, from_yaml, to_dict
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
 ADAPTER, SUMMARY, CLIENTS, COMPARE = "adapter.safetensors", "summary.json", "clients", "compare"
-_ALL = (SUMMARY, CONFIG, ROUNDS, COMMUNICATION, ADAPTER, CLIENTS, COMPARE)
+REPORT, TENSORBOARD = "report.html", "tensorboard"
+_ALL = (SUMMARY, REPORT, CONFIG, ROUNDS, COMMUNICATION, ADAPTER, CLIENTS, TENSORBOARD, COMPARE)
 
 
 def default_output(config: RunConfig, now: datetime) -> str:
@@ -102,6 +105,10 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / ADAPTER
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / TENSORBOARD
 
     def add_round(self, line: Mapping[str, Any]) -> None:
         _append(self.path / ROUNDS, [line])

@@ -26,6 +26,9 @@ def finished(path: Path, overwrite: bool = False) -> RunFolder:
     (folder.clients / "client-00000" / "head.safetensors").write_bytes(b"head")
     (path / "compare" / "frozen").mkdir(parents=True)
     folder.finish({"mean_score": 0.5})
+    (path / "report.html").write_text("report")
+    folder.tensorboard.mkdir()
+    (folder.tensorboard / "events").write_bytes(b"events")
     return folder
 
 
@@ -42,6 +45,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         "communication.jsonl",
         "adapter.safetensors",
         "summary.json",
+        "report.html",
+        "tensorboard/events",
         "clients/client-00000/head.safetensors",
     }
     run = tmp_path / "deep" / "run"
@@ -101,7 +106,7 @@ def test_overwriting_replaces_the_runs_files_and_no_others(tmp_path: Path) -> No
     assert tree(tmp_path) == {"config.yaml", "rounds.jsonl", "communication.jsonl", "notes.txt", "data/train.tsv"}
     assert from_yaml((tmp_path / "config.yaml").read_text()).seed == 1
     assert (tmp_path / "clients").is_dir()
-    assert not (tmp_path / "compare").exists()
+    assert not any((tmp_path / name).exists() for name in ("compare", "report.html", "tensorboard"))
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_files_that_are_no_runs_are_never_replaced(tmp_path: Path, name: str) ->
     assert (tmp_path / name).read_text() == "mine: 1"
 
 
-@pytest.mark.parametrize("renames", range(8))
+@pytest.mark.parametrize("renames", range(10))
 def test_a_kill_while_putting_a_run_aside_loses_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
@@ -207,7 +212,7 @@ def test_a_kill_while_putting_a_run_aside_loses_nothing_of_it(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed)
-        if renames < 7:
+        if renames < 9:
             with pytest.raises(KeyboardInterrupt):
                 RunFolder(tmp_path, overwrite=True).begin(CONFIG)
         else:

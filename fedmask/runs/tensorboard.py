@@ -1,0 +1,60 @@
+"""TensorBoard scalars of a run: lines of rounds.jsonl, the ledger and the test scores in, an event file out.
+
+By round:  train/loss  validation/TASK  validation/mean  bytes/up  bytes/down  bytes/total  failures  seconds
+At the end: test/TASK  test/mean
+
+Bytes are wire bytes; total is of all messages so far, the mask among them. Scores are left out where there are none.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fedmask.errors import FedmaskError
+from fedmask.wire.ledger import LedgerLine
+
+
+def check_installed() -> None:
+    """Raises FedmaskError where the package tensorboard is missing, which is optional."""
+    if find_spec("tensorboard") is None:
+        raise FedmaskError(
+            "log.tensorboard=true: the package tensorboard is missing; pip install tensorboard, or leave this key out"
+        )
+
+
+class Scalars:
+    """One run's event file, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # fails where the package is missing
+
+        self._writer = SummaryWriter(str(folder))
+        self._last_round = 0
+
+    def add_round(self, line: Mapping[str, Any], ledger: Sequence[LedgerLine]) -> None:
+        """line: of rounds.jsonl. ledger: all messages up to the end of that round."""
+        self._last_round = line["round"]
+        self._add("train/loss", line["train_loss"])
+        self._add_scores("validation", line["score"], line["mean_score"])
+        for direction in ("up", "down"):
+            messages = [sent for sent in ledger if (sent.round, sent.direction) == (self._last_round, direction)]
+            self._add(f"bytes/{direction}", sum(sent.wire_bytes for sent in messages))
+        self._add("bytes/total", sum(sent.wire_bytes for sent in ledger))
+        self._add("failures", line["failures"])
+        self._add("seconds", line["seconds"])
+        self._writer.flush()
+
+    def close(self, test_score: Mapping[str, float], mean_test_score: float | None) -> None:
+        """The last scalars; both empty for a run that was stopped."""
+        self._add_scores("test", test_score, mean_test_score)
+        self._writer.close()
+
+    def _add_scores(self, split: str, score: Mapping[str, float], mean_score: float | None) -> None:
+        for task, value in score.items():
+            self._add(f"{split}/{task}", value)
+        if mean_score is not None:
+            self._add(f"{split}/mean", mean_score)
+
+    def _add(self, tag: str, value: float) -> None:
+        self._writer.add_scalar(tag, value, self._last_round)

@@ -1,0 +1,81 @@
+"""fedmask.runs.tensorboard: a run's scalars, read back by TensorBoard itself, are those of the run's own files."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmask.errors import FedmaskError
+
+Run = Any
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value by tag."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = event_accumulator.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_the_scalars_are_those_of_the_rounds_the_ledger_and_the_summary(federate: Callable[..., Run]) -> None:
+    run = federate("log.tensorboard=true", "rounds=3", "score_every=2")
+
+    def wire_bytes(rounds: range, *directions: str) -> int:
+        lines = [line for line in run.ledger if line["round"] in rounds and line["direction"] in directions]
+        return sum(line["wire_bytes"] for line in lines)
+
+    def by_round(key: str) -> list[tuple[int, float]]:
+        return [(line["round"], pytest.approx(line[key])) for line in run.rounds if line[key] is not None]
+
+    scored = [line for line in run.rounds if line["score"]]
+    assert [line["round"] for line in scored] == [2, 3]
+    expected = {
+        "train/loss": by_round("train_loss"),
+        "validation/mean": by_round("mean_score"),
+        "failures": by_round("failures"),
+        "seconds": by_round("seconds"),
+        "test/mean": [(3, pytest.approx(run.summary["mean_score"]))],
+    }
+    for task, score in run.summary["score"].items():
+        expected[f"validation/{task}"] = [(line["round"], pytest.approx(line["score"][task])) for line in scored]
+        expected[f"test/{task}"] = [(3, pytest.approx(score))]
+    found = scalars(run.folder)
+    sent = {tag: found.pop(f"bytes/{tag}") for tag in ("up", "down", "total")}
+    assert found == expected
+    assert [step for step, _ in sent["total"]] == [1, 2, 3]
+    for number in (1, 2):  # the last round's lines hold the scoring on test too, which comes after its scalars
+        assert sent["up"][number - 1] == (number, wire_bytes(range(number, number + 1), "up"))
+        assert sent["down"][number - 1] == (number, wire_bytes(range(number, number + 1), "down"))
+        assert sent["total"][number - 1] == (number, wire_bytes(range(number + 1), "up", "down"))
+
+
+def test_without_the_package_a_run_is_refused_before_its_folder_is_touched(
+    federate: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmask.runs.tensorboard.find_spec", lambda name: None)
+    with pytest.raises(FedmaskError) as caught:
+        federate("log.tensorboard=true", output=tmp_path / "run")
+    assert str(caught.value) == (
+        "log.tensorboard=true: the package tensorboard is missing; pip install tensorboard, or leave this key out"
+    )
+    assert not (tmp_path / "run").exists()
+    federate("rounds=1", output=tmp_path / "run")  # nobody asked for it: nobody needs it
+
+
+def test_a_rounds_scalars_are_there_when_the_round_ends_and_stay_when_the_run_is_stopped(
+    federate: Callable[..., Run], tmp_path: Path, filtering_grid: Callable[..., Any]
+) -> None:
+    seen: list[dict[str, list[tuple[int, float]]]] = []
+
+    def stop(client: int, request: Any, reply: Any) -> Any:
+        if request.metadata.group_id == "2":
+            seen.append(scalars(tmp_path / "run"))
+            raise KeyboardInterrupt
+        return reply
+
+    with pytest.raises(KeyboardInterrupt):
+        federate("log.tensorboard=true", output=tmp_path / "run", grid=filtering_grid(stop))
+    assert [step for step, _ in seen[0]["validation/mean"]] == [1]
+    assert scalars(tmp_path / "run") == seen[0]
