@@ -5,6 +5,7 @@ global) back; `evaluate` brings the global delta, unless the client holds it, an
 not hold it asks for: its reply names what is missing, and the server sends it again in the same round.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
 from client.process import RunInProcess, run_in_process
@@ -24,13 +26,25 @@ from fedmask.training.evaluation import count
 from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
-from fedmask.wire.messages import config_of, pack, payload_of, whole_number, word
+from fedmask.wire.messages import config_of, error_reply, pack, payload_of, whole_number, word
 from fedmask.wire.vectors import NamedVector, frame, unframe
 
 SETUP = "setup"
 """The record of a node's Flower state in which the setup is kept: small, so that it may travel with the context."""
 
-app = ClientApp()
+STATE_FOLDER = "FEDMASK_STATE_FOLDER"
+"""The variable of a client's process that names the folder of what stays with its clients; by default one at home."""
+
+
+def _telling_the_cause(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """A Flower mod: what a handler raises is told in one line. Flower itself sends a whole traceback, or no cause."""
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        return error_reply(message, error)
+
+
+app = ClientApp(mods=[_telling_the_cause])
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +163,15 @@ def _client(run: RunInProcess, context: Context) -> Client:
     client_id = int(context.node_config["partition-id"])
     data = run.texts.client(client_id)
     layout = HeadLayout.of(data.task, run.texts.base.hidden_size)
-    if "state-folder" not in context.node_config:
-        raise FedmaskError(f"client {client_id} has no folder for what stays with it: give its node a state-folder")
-    return Client(run, data, layout, ClientState(Path(str(context.node_config["state-folder"])), client_id))
+    return Client(run, data, layout, ClientState(_state_folder(context, run.settings.run_id), client_id))
+
+
+def _state_folder(context: Context, run_id: str) -> Path:
+    """Where this process keeps the folders of its clients: a simulation's run names it, elsewhere every run has one."""
+    if "state-folder" in context.node_config:
+        return Path(str(context.node_config["state-folder"]))
+    kept_in = os.environ.get(STATE_FOLDER)
+    return (Path(kept_in) if kept_in else Path.home() / ".fedmask" / "clients") / run_id
 
 
 def _receive(client: Client, message: Message, version: int) -> dict[str, NamedVector]:

@@ -39,7 +39,10 @@ class Texts:
 
     def client(self, client_id: int) -> ClientData:
         if not 0 <= client_id < len(self.clients):
-            raise FedmaskError(f"client {client_id} is not in this federation of {len(self.clients)} clients")
+            raise FedmaskError(
+                f"client {client_id} is not in this federation of {len(self.clients)} clients: give their nodes the "
+                f"partition-ids 0 to {len(self.clients) - 1} (with flwr run: num-supernodes={len(self.clients)})"
+            )
         return self.clients[client_id]
 
     def training(self, client_id: int) -> TokenizedSplit:

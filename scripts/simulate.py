@@ -6,18 +6,23 @@ overrides -> checked configuration -> federation on a runtime -> run folder and 
 import dataclasses
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.errors import FedmaskError
 from fedmask.runs.config import RunConfig
 from server.compose import compose, help_text
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
 
 
 def main(arguments: list[str]) -> int:
@@ -43,20 +48,23 @@ def simulate(config: RunConfig) -> None:
     # Flower, torch and transformers take seconds to import: a mistyped override is told without them.
     from client.process import population
     from fedmask.runs.console import communication_lines, console, left_out_lines, own_mix_table, results_table
-    from fedmask.runs.folder import COMPARE, RunFolder, default_output
+    from fedmask.runs.folder import COMPARE, RunFolder
+    from server.app import resolved
 
-    config = dataclasses.replace(config, output=config.output or default_output(config, datetime.now()))
+    config = resolved(config, datetime.now())
     clients = population(config.data, config.clients, config.seed)
     tasks = tuple(dict.fromkeys(client.task.name for client in clients))
-    if config.data.tasks is None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tasks=tasks))
     output = Path(str(config.output))
     RunFolder(output, config.overwrite)  # refuses a folder that holds a run before any work is done
     _say_set_up(config, len(clients), tasks)
-    summaries = {_title(config): run(config)}
+    summaries = {config.title: run(config)}
     for baseline in config.compare:
         compared = dataclasses.replace(config, baseline=baseline, compare=(), output=str(output / COMPARE / baseline))
         summaries[baseline] = run(compared)
+    if config.compare:
+        from fedmask.runs.report import write_report
+
+        write_report(output)  # again: the baselines stand in it now
     console.print()
     console.print(results_table(summaries))
     if config.data.partition == "dirichlet":
@@ -68,19 +76,25 @@ def simulate(config: RunConfig) -> None:
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """One federation on the local runtime; returns its summary."""
-    from client.app import app as client_app
+    """One federation on its runtime; returns its summary."""
     from fedmask.runs.console import RunProgress
-    from server.app import num_clients, run_federation
-    from server.local_grid import LocalGrid
+    from server.app import run_federation
 
-    grid = LocalGrid(client_app, num_clients(config), config.seed)
-    with RunProgress(_title(config), config.rounds) as progress:
+    with _grid(config) as grid, RunProgress(config.title, config.rounds) as progress:
         return run_federation(grid, config, progress)
 
 
-def _title(config: RunConfig) -> str:
-    return "federated" if config.baseline == "none" else config.baseline
+def _grid(config: RunConfig) -> "AbstractContextManager[Grid]":
+    from client.app import app as client_app
+    from server.app import num_clients
+
+    if config.runtime == "ray":
+        from server.ray_grid import grid_on_ray
+
+        return grid_on_ray(client_app, num_clients(config), config.ray)
+    from server.local_grid import LocalGrid
+
+    return nullcontext(LocalGrid(client_app, num_clients(config), config.seed))
 
 
 def _say_set_up(config: RunConfig, num_clients: int, tasks: tuple[str, ...]) -> None:

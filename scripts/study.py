@@ -1,13 +1,15 @@
 """Run a study, a grid of runs in cells, or rebuild its tables:
 
     python scripts/study.py experiment=NAME [data.root=DIR] [seeds=3] [jobs=2] [budget_hours=H] [output=DIR]
-    python scripts/study.py experiment=NAME report=true [output=DIR]
+        [results=FILE]
+    python scripts/study.py experiment=NAME report=true [output=DIR] [results=FILE]
 
 NAME is a file of conf/study, or the path of a YAML file like them. Each cell is a run folder under DIR, by default
-runs/study-NAME; a finished cell is never run again, so the command can be stopped at any moment and given again. Before
-it starts it says what it will cost, and refuses more than the study's own budget_hours unless a larger one is given.
-report=true rewrites docs/studies/NAME.md, its plot and results, and the table in the README, from the finished cells
-alone; for a file of your own it writes page, plot and results into DIR.
+runs/study-NAME; a finished cell is never run again, so the command can be stopped at any moment and given again.
+results=FILE takes over the cells of a NAME.jsonl that was written elsewhere. Before it starts it says what it will
+cost, and refuses more than the study's own budget_hours unless a larger one is given.
+report=true rewrites docs/studies/NAME.md, its plot and results (NAME.jsonl), and the table in the README, from the
+finished cells alone; for a file of your own it writes page, plot and results into DIR.
 """
 
 import fcntl
@@ -23,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,6 +42,7 @@ from server.compose import CONF, STUDIES, compose
 ROOT = CONF.parent
 DOCS = ROOT / "docs" / "studies"
 CELL_FILE = "cell.json"
+KEYS = ("experiment", "seeds", "jobs", "budget_hours", "output", "results", "report")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Request:
     jobs: int
     budget_hours: float
     output: Path
+    results: Path | None
+    """Cells that finished elsewhere."""
     report: bool
     here: tuple[str, ...]
     """Overrides that say where data lies on this machine; they are no part of a cell."""
@@ -84,14 +90,12 @@ def read_request(arguments: Sequence[str]) -> Request:
     here = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key in ("experiment", "seeds", "jobs", "budget_hours", "output", "report") and equals:
+        if key in KEYS and equals:
             given[key] = value
         elif key == "data.root" and equals:
             here.append(f"data.root={Path(value).resolve()}")
         else:
-            raise FedmaskError(
-                f"{argument}: unknown; the keys are experiment, data.root, seeds, jobs, budget_hours, output, report"
-            )
+            raise FedmaskError(f"{argument}: unknown; the keys are {', '.join(KEYS)} and data.root")
     file = _study_file(given.get("experiment", ""))
     study = read_study(file)
     return Request(
@@ -101,6 +105,7 @@ def read_request(arguments: Sequence[str]) -> Request:
         jobs=_whole(given, "jobs"),
         budget_hours=_hours(given.get("budget_hours", str(study.budget_hours))),
         output=Path(given.get("output") or f"runs/study-{study.name}"),
+        results=Path(given["results"]) if given.get("results") else None,
         report=_switch(given, "report"),
         here=tuple(here),
     )
@@ -158,7 +163,7 @@ def _only_one(output: Path) -> Iterator[None]:
 
 def run_study(request: Request) -> int:
     """All cells that are not finished, `jobs` side by side; 0 where none failed."""
-    finished = read_finished(request.output)
+    finished = read_finished(request)
     planned = planned_cells(request.study, request.seeds)
     progress = Progress(planned, estimated_seconds(planned, request), request.jobs)
     progress.found(finished.values())
@@ -198,11 +203,11 @@ def run_study(request: Request) -> int:
 def run_cell(cell: Cell, output: Path, here: tuple[str, ...]) -> None:
     """One run, in a process of the pool; leaves a finished run folder."""
     from client.app import app as client_app
-    from server.app import SilentObserver, num_clients, run_federation
+    from server.app import SilentObserver, num_clients, resolved, run_federation
     from server.local_grid import LocalGrid
 
     folder = output / cell.name
-    config = compose([*cell.overrides, *here, f"output={folder}", "overwrite=true"])
+    config = resolved(compose([*cell.overrides, *here, f"output={folder}", "overwrite=true"]), datetime.now())
     folder.mkdir(exist_ok=True)
     facts = {"row": cell.row, "setting": cell.setting, "seed": cell.seed, "is_final": cell.is_final}
     facts |= {"overrides": list(cell.overrides), "commit": _commit()}
@@ -253,10 +258,11 @@ def _end_with_parent() -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def read_finished(output: Path) -> dict[str, Finished]:
-    """The finished cells of a study's folder, by name."""
-    folders = [path.parent for path in sorted(output.glob(f"*/{CELL_FILE}"))]
-    return {folder.name: _read_cell(folder) for folder in folders if (folder / "summary.json").exists()}
+def read_finished(request: Request) -> dict[str, Finished]:
+    """The finished cells of a study's folder, and those of its results file that the folder lacks, by name."""
+    elsewhere = read_results(request.results) if request.results is not None else {}
+    folders = [path.parent for path in sorted(request.output.glob(f"*/{CELL_FILE}"))]
+    return elsewhere | {folder.name: _read_cell(folder) for folder in folders if (folder / "summary.json").exists()}
 
 
 def _read_cell(folder: Path) -> Finished:
@@ -272,11 +278,7 @@ def report(request: Request) -> int:
     from fedmask.runs.study_report import write_study
 
     folder, readme = (request.output, None) if request.is_own else (DOCS, ROOT / "README.md")
-    finished, results = read_finished(request.output), folder / f"{request.study.name}.jsonl"
-    if not finished and results.exists():
-        finished = read_results(results)
-        print(f"no finished cell in {request.output}: the tables are made from {results.name}")
-    for path in write_study(request.study, request.seeds, finished, folder, readme):
+    for path in write_study(request.study, request.seeds, read_finished(request), folder, readme):
         print(path)
     return 0
 

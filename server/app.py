@@ -1,10 +1,14 @@
 """The Flower ServerApp: a configuration -> a federation -> a run folder.
 
-base model -> mask -> strategy (mask out once, rounds, test split) -> adapter and summary.
+overrides, where Flower starts the app -> configuration
+base model -> mask -> strategy (mask out once, rounds, test split) -> adapter and summary
 """
 
+import secrets
+import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +17,67 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedmask.errors import FedmaskError
 from fedmask.masks import Mask, select
 from fedmask.models import BaseModel, load_base
-from fedmask.runs.config import RunConfig, from_yaml
-from fedmask.runs.folder import RunFolder
+from fedmask.runs.config import ConfigError, RunConfig, shown
+from fedmask.runs.console import RunProgress, console
+from fedmask.runs.folder import RunFolder, default_output
+from fedmask.runs.tensorboard import Scalars, check_installed
+from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
 from fedmask.training.text import check_length
 from fedmask.wire.ledger import Ledger, full_finetuning_bytes_per_client_round
 from fedmask.wire.setup import Settings
+from server.compose import compose
 from server.scores import Scores
 from server.strategy import MaskedAveraging, Observer, RoundReport
 
 app = ServerApp()
 
-CONFIG_KEY = "config"
-"""The key of Flower's run configuration that carries the run's config.yaml."""
+OVERRIDES_KEY = "hydra"
+"""The key of Flower's run configuration that carries all overrides in one string."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the federation that the run configuration describes."""
-    run_federation(grid, from_yaml(str(context.run_config[CONFIG_KEY])), SilentObserver())
+    """Run the federation that `flwr run . --run-config 'hydra="key=value key=value"'` asks for.
+
+    The configuration is composed here and nowhere else: clients are told what they need. Raises FedmaskError.
+    """
+    config = resolved(_composed(str(context.run_config[OVERRIDES_KEY])), datetime.now())
+    with RunProgress(config.title, config.rounds) as progress:
+        run_federation(grid, config, progress)
+    console.print(f"run folder: {config.output}", markup=False)
+
+
+def _composed(overrides: str) -> RunConfig:
+    """The configuration of overrides that are written as on a command line."""
+    try:
+        config = compose(shlex.split(overrides))
+    except FedmaskError:
+        raise
+    except ValueError as error:  # a quote that is not closed
+        raise FedmaskError(f"{OVERRIDES_KEY}={shown(overrides)}: {error}") from error
+    faults = []
+    if config.runtime != "local":
+        faults.append(f"runtime={config.runtime}: flwr run brings a runtime of its own; leave it out")
+    if config.compare:
+        faults.append(f"compare={shown(config.compare)}: flwr run runs one federation; run each with baseline=NAME")
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def resolved(config: RunConfig, now: datetime) -> RunConfig:
+    """The configuration with what it leaves open filled in: the run folder, by what is run and when; all task names.
+
+    Raises FedmaskError for a source of tasks that cannot be read.
+    """
+    output, tasks = config.output or default_output(config, now), config.data.tasks
+    if tasks is None:
+        tasks = tuple(task.name for task in load_tasks(config.data.source, config.data.root))
+    return replace(config, output=output, data=replace(config.data, tasks=tasks))
 
 
 def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[str, Any]:
@@ -42,6 +86,8 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     Raises FedmaskError for anything a person has to mend, before the folder is touched where it can be known by then.
     """
     started = time.perf_counter()
+    if config.log.tensorboard:
+        check_installed()
     torch.set_num_threads(config.threads)
     assert config.output is not None, "the output folder is resolved before a run starts"
     folder = RunFolder(Path(config.output), config.overwrite)
@@ -54,9 +100,11 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
         keep_client_state_in(folder.clients)  # a simulation's; real clients have a folder of their own
     folder.begin(config)
     ledger = Ledger()
-    recorder = _FolderObserver(folder, ledger, observer)
+    scalars = Scalars(folder.tensorboard) if config.log.tensorboard else None
+    recorder = _FolderObserver(folder, ledger, scalars, observer)
+    settings = settings_for(config)
     strategy = MaskedAveraging(
-        settings_for(config),
+        settings,
         mask,
         config.clients_per_round,
         num_clients(config),
@@ -69,18 +117,22 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     try:
         strategy.start(grid, strategy.arrays(), config.rounds)
     except BaseException:
-        recorder.write_ledger()  # what a stopped run has sent was sent
+        recorder.close(Scores(()))  # what a stopped run has sent was sent
         folder.abandon()
         raise
-    recorder.write_ledger()
+    recorder.close(strategy.test_scores)
     if config.baseline == "none" and mask is not None:
         save_adapter(folder.adapter, strategy.state.delta, mask, base)
     summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
+        "run_id": settings.run_id,
         "clients_never_drawn": strategy.num_never_drawn,
         "test_failure_causes": strategy.test_failure_causes,
         "seconds": round(time.perf_counter() - started, 3),
     }
     folder.finish(summary)
+    from fedmask.runs.report import write_report  # matplotlib: late, so that no error waits for it
+
+    write_report(folder.path)
     return summary
 
 
@@ -103,7 +155,7 @@ def select_mask(config: RunConfig, base: BaseModel) -> Mask | None:
 
 
 def settings_for(config: RunConfig) -> Settings:
-    """The part of the configuration that clients are told."""
+    """The part of the configuration that clients are told, with a run_id that no other call gives."""
     return Settings(
         model=config.model,
         data=config.data,
@@ -113,6 +165,7 @@ def settings_for(config: RunConfig) -> Settings:
         baseline=config.baseline,
         seed=config.seed,
         threads=config.threads,
+        run_id=secrets.token_hex(8),
     )
 
 
@@ -166,10 +219,11 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
 
 @dataclass
 class _FolderObserver:
-    """Writes rounds and ledger lines as they come, and passes everything on."""
+    """Writes rounds, ledger lines and scalars as they come, and passes everything on."""
 
     folder: RunFolder
     ledger: Ledger
+    scalars: Scalars | None
     watching: Observer
     written_lines: int = 0
 
@@ -183,11 +237,20 @@ class _FolderObserver:
         self.watching.client_failed(server_round, client_id, cause, detail)
 
     def round_ended(self, report: RoundReport) -> None:
-        self.folder.add_round(round_line(report))
-        self.write_ledger()
+        line = round_line(report)
+        self.folder.add_round(line)
+        self._write_ledger()
+        if self.scalars is not None:
+            self.scalars.add_round(line, self.ledger.lines)
         self.watching.round_ended(report)
 
-    def write_ledger(self) -> None:
+    def close(self, test_scores: Scores) -> None:
+        """What came after the last round."""
+        self._write_ledger()
+        if self.scalars is not None:
+            self.scalars.close(test_scores.score(), test_scores.mean_score())
+
+    def _write_ledger(self) -> None:
         self.folder.add_communication(line.as_dict() for line in self.ledger.lines[self.written_lines :])
         self.written_lines = len(self.ledger.lines)
 

@@ -5,6 +5,7 @@ back in client order, each as soon as all before it have come, so that a sum ove
 order of arrival, and none has to be held longer than that order needs.
 """
 
+import logging
 import re
 import time
 from collections import deque
@@ -25,6 +26,9 @@ from fedmask.wire.vectors import frame_sizes
 
 MAX_HEAD_SIZE = 2**24
 """Numbers in a head above which a client's word is not taken for it: the server holds shared heads in memory."""
+
+NOTICE_SECONDS = 10.0
+"""How often the server says whom it waits for."""
 
 _LAYOUT_DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -239,9 +243,17 @@ def _replies(grid: Grid, messages: list[Message], timeout: float) -> Iterable[Me
 
 def _await_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
     """Node ids once all clients are connected: Flower lets nodes register while the server already runs."""
-    deadline = time.monotonic() + timeout
+    started = time.monotonic()
+    next_notice = started + NOTICE_SECONDS
     while len(nodes := list(grid.get_node_ids())) < num_clients:
-        if time.monotonic() > deadline:
-            raise FedmaskError(f"waited {timeout:.0f} s for {num_clients} clients, {len(nodes)} are connected")
+        now = time.monotonic()
+        if now > started + timeout:
+            raise FedmaskError(
+                f"waited {timeout:.0f} s for {num_clients} clients, {len(nodes)} are connected; connect the others "
+                f"(with flwr run: num-supernodes={num_clients})"
+            )
+        if now > next_notice:
+            next_notice += NOTICE_SECONDS
+            logging.getLogger("fedmask").warning("waiting for %d clients, %d are connected", num_clients, len(nodes))
         time.sleep(0.1)
     return nodes

@@ -5,7 +5,6 @@ server process. Any Flower strategy runs on it: clients are nodes with a `partit
 error reply, and what a client keeps in its Context stays there from message to message.
 """
 
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmask.randomness import seed_for
+from fedmask.wire.messages import error_reply
 
 
 class LocalGrid(Grid):
@@ -101,9 +101,7 @@ class LocalGrid(Grid):
             try:
                 return self._client_app(message, context)
             except Exception as error:  # what a client raises must cost its own reply only
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                reason = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
-                return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+                return error_reply(message, error)
 
     def _name(self, message: Message) -> None:
         """Give a message an id as long as a SuperLink's (64 hex digits). Flower leaves this to its SuperLink."""

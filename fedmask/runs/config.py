@@ -370,6 +370,11 @@ class RunConfig:
     output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
     overwrite: Annotated[bool, "Whether a folder that already holds a run may be replaced", _switch()]
 
+    @property
+    def title(self) -> str:
+        """What the run is called beside others."""
+        return "federated" if self.baseline == "none" else self.baseline
+
 
 @dataclass(frozen=True)
 class Key:
@@ -510,14 +515,15 @@ def _client_counts(values: Mapping[str, Any]) -> Iterator[str]:
 def build(raw: Mapping[str, object]) -> RunConfig:
     """The configuration that a nested mapping of plain values describes; nothing is optional, nothing is guessed.
 
-    `threads: null` becomes the number of CPUs that this process may use. Raises ConfigError with every unknown key,
-    missing key, wrong type, value out of range and contradiction, one line each.
+    `threads: null` becomes the number of CPUs that a process of the run may use. Raises ConfigError with every unknown
+    key, missing key, wrong type, value out of range and contradiction, one line each.
     """
     values, faults = check(raw)
     if faults:
         raise ConfigError(faults)
     if values["threads"] is None:
-        values["threads"] = _usable_cpus()
+        # On Ray a process works for one client at a time, and has that client's CPUs.
+        values["threads"] = max(1, int(values["ray.client_cpus"])) if values["runtime"] == "ray" else usable_cpus()
     nested = {name: section(**_section_values(values, name)) for name, section in SECTIONS.items()}
     return RunConfig(**nested, **{key: value for key, value in values.items() if "." not in key})
 
@@ -558,7 +564,8 @@ def _section_values(values: Mapping[str, Any], section: str) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
     # Containers and batch systems often give a process fewer CPUs than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -283,6 +283,8 @@ def read_results(path: Path) -> dict[str, Finished]:
 
     Raises FedmaskError with the line that cannot be read.
     """
+    if not path.is_file():
+        raise FedmaskError(f"results={path}: there is no such file")
     finished: dict[str, Finished] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:

@@ -11,7 +11,17 @@ from pathlib import Path
 
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
-from fedmask.runs.study import Finished, Row, Study, chosen_rates, final_results, results_text, tuning_results
+from fedmask.runs.study import (
+    Finished,
+    Row,
+    Study,
+    chosen_rates,
+    final_results,
+    next_cells,
+    planned_cells,
+    results_text,
+    tuning_results,
+)
 
 Results = Mapping[tuple[str, str], Sequence[Finished]]
 """Final cells, one a seed, by (row, setting)."""
@@ -28,12 +38,12 @@ def write_study(
         raise FedmaskError(f"study {study.name}: no final cell is finished yet; run it first")
     texts = {}
     if readme is not None:
-        texts[readme] = _replaced(readme, f"study {study.name}", "\n".join(_front(study, results, finished)))
+        texts[readme] = _replaced(readme, f"study {study.name}", "\n".join(_front(study, num_seeds, results, finished)))
     folder.mkdir(parents=True, exist_ok=True)
     texts |= {
         folder / f"{study.name}.jsonl": results_text(finished),
         folder / f"{study.name}.svg": score_against_bytes(study, results),
-        folder / f"{study.name}.md": "\n".join(_page(study, results, finished)),
+        folder / f"{study.name}.md": "\n".join(_page(study, num_seeds, results, finished)),
     }
     for path, text in texts.items():
         write_atomically(path, text.encode())
@@ -56,18 +66,18 @@ def _replaced(path: Path, name: str, text: str) -> str:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _front(study: Study, results: Results, finished: Mapping[str, Finished]) -> Iterator[str]:
+def _front(study: Study, num_seeds: int, results: Results, finished: Mapping[str, Finished]) -> Iterator[str]:
     """What the README shows."""
     yield from score_table(study, results)
     yield ""
     yield f"![score against bytes](docs/studies/{study.name}.svg)"
     yield ""
-    yield _made_by(study, results, finished)
+    yield _made_by(study, num_seeds, finished)
 
 
-def _page(study: Study, results: Results, finished: Mapping[str, Finished]) -> Iterator[str]:
+def _page(study: Study, num_seeds: int, results: Results, finished: Mapping[str, Finished]) -> Iterator[str]:
     yield from (f"# Study {study.name}", "", study.question, "")
-    yield _made_by(study, results, finished)
+    yield _made_by(study, num_seeds, finished)
     yield from ("", "Every cell runs with `" + " ".join(study.overrides) + "`, and in its setting with", "")
     for setting in study.settings.values():
         yield f"- ({setting.name}) {setting.title}: `{' '.join(setting.overrides)}`"
@@ -84,15 +94,21 @@ def _page(study: Study, results: Results, finished: Mapping[str, Finished]) -> I
     yield ""
 
 
-def _made_by(study: Study, results: Results, finished: Mapping[str, Finished]) -> str:
+def _made_by(study: Study, num_seeds: int, finished: Mapping[str, Finished]) -> str:
     commits = sorted({entry.commit for entry in finished.values()})
     hours = sum(entry.summary["seconds"] for entry in finished.values()) / 3600
     return (
         f"Mean over tasks of the test score, ± the standard deviation over seeds where there are several; made by "
         f"`python scripts/study.py experiment={study.name} data.root=DIR`, {len(finished)} runs, {hours:.1f} hours of "
         f"one thread, commit {', '.join(commits)}. Rates were chosen on validation with one seed; the test split was "
-        "scored once a cell."
+        "scored once a cell." + _what_is_left(study, num_seeds, finished)
     )
+
+
+def _what_is_left(study: Study, num_seeds: int, finished: Mapping[str, Finished]) -> str:
+    if not next_cells(study, num_seeds, finished):
+        return ""
+    return f" **The study is not finished**: {len(finished)} of {len(planned_cells(study, num_seeds))} runs are."
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -153,7 +169,7 @@ def rates_table(study: Study, finished: Mapping[str, Finished]) -> Iterator[str]
     for row in study.rows.values():
         if row.tuning is None:
             continue
-        tried = "; ".join(
+        tried = "<br>".join(
             f"{_rates(rates)}: {entry.validation_score:.3f}" for rates, entry in tuning_results(study, row, finished)
         )
         chosen = chosen_rates(study, row, finished)

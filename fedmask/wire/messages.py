@@ -4,9 +4,11 @@ A message's content has at most three records: `payload` (one Flower array: the 
 mask and settings), `config` (small facts: round, split, version) and `metrics` (numbers that come back).
 """
 
+import traceback
 from collections.abc import Mapping, Sequence
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedmask.errors import RejectedMessage
@@ -76,6 +78,13 @@ def word(config: ConfigRecord, key: str) -> str:
 def metrics_of(content: RecordDict) -> MetricRecord:
     """The numbers that come back; empty where the message carries none."""
     return content.metric_records.get(METRICS, MetricRecord())
+
+
+def error_reply(message: Message, error: Exception) -> Message:
+    """The reply of a client that raised, the cause on one line: `ValueError: text (function, line 7)`."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())} ({where.name}, line {where.lineno})"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def wire_bytes(message: Message) -> int:

@@ -6,6 +6,7 @@ it from the base weights (about 300 bytes), the coded indices themselves, or abs
 
 import dataclasses
 import json
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from fedmask.masks import Mask, MaskRecipe
 from fedmask.runs.config import ClientConfig, DataConfig, ModelConfig
 
 _LENGTH = struct.Struct("<I")
+_RUN_ID = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Settings:
     baseline: str
     seed: int
     threads: int
+    run_id: str
+    """16 hex digits, drawn once a run: names a folder of this run's own on a client. As long for every run."""
 
     @property
     def exchanges_delta(self) -> bool:
@@ -68,6 +72,9 @@ class Setup:
                 client=_build(ClientConfig, raw.pop("client")),
                 **raw,
             )
+            # It becomes a part of a path on the client.
+            if not isinstance(settings.run_id, str) or not _RUN_ID.fullmatch(settings.run_id):
+                raise ValueError(f"run_id {settings.run_id!r} is not of 16 hex digits")
             mask = _mask(kind, mask_bytes)
         except (struct.error, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise RejectedMessage("undecodable", f"setup of {len(data)} bytes cannot be read: {error}") from error

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 
 import client.app
 import client.process
 from fedmask.errors import MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel
-from fedmask.wire.messages import config_of, metrics_of, payload_of
+from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
 from fedmask.wire.setup import Setup
 from fedmask.wire.vectors import NamedVector, frame, unframe
 
@@ -158,7 +158,9 @@ def test_a_client_beyond_the_federation_is_refused(federation: Federate) -> None
     talk = federation(clients=1)
     reply = talk.tell(1)
     assert reply.has_error()
-    assert "client 1 is not in this federation of 1 clients" in str(reply.error.reason)
+    assert "client 1 is not in this federation of 1 clients: give their nodes the partition-ids 0 to 0" in str(
+        reply.error.reason
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -246,3 +248,35 @@ def test_what_is_not_finite_is_never_kept(
     monkeypatch.setattr(client.app, "_train_locally", broken)
     talk.ask("train", 0, payload, round=2, version=0)
     assert {path: path.read_bytes() for path in talk.folder.rglob("*.safetensors")} == kept
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Outside a simulation of our own
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", ["FEDMASK_STATE_FOLDER", "HOME"])
+def test_a_node_that_is_told_no_folder_keeps_its_files_in_one_by_the_run(
+    variable: str, federation: Federate, mask: Mask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDMASK_STATE_FOLDER", "")
+    monkeypatch.setenv(variable, str(tmp_path / "kept"))
+    talk = federation()
+    for node in talk.nodes:
+        del talk.grid.context(node).node_config["state-folder"]
+    talk.tell(1)
+    talk.ask("train", 1, zeros(mask), round=1, version=0)
+    home = tmp_path / "kept" / ".fedmask" / "clients" if variable == "HOME" else tmp_path / "kept"
+    assert [path for path in (tmp_path / "kept").rglob("*") if path.is_file()] == [
+        home / talk.told.run_id / "client-00001" / "head.safetensors"
+    ]
+
+
+def test_what_a_client_raises_is_told_in_one_line_by_the_app_itself(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    message = Message(pack(b"", config={"round": 1}), talk.nodes[0], "train", group_id="1")
+    reply = client.app.app(message, talk.grid.context(talk.nodes[0]))  # no grid in between that would catch it
+    assert reply.has_error()
+    assert str(reply.error.reason).startswith("RejectedMessage: version is None, expected a whole number (")
+    assert "\n" not in str(reply.error.reason)

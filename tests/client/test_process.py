@@ -115,4 +115,7 @@ def test_population_is_told_once_and_pooled_keeps_all_rows(told: Settings) -> No
 def test_a_client_that_is_not_there(run: Any, number: int) -> None:
     with pytest.raises(FedmaskError) as caught:
         run.texts.client(number)
-    assert str(caught.value) == f"client {number} is not in this federation of 2 clients"
+    assert str(caught.value) == (
+        f"client {number} is not in this federation of 2 clients: give their nodes the partition-ids 0 to 1 "
+        "(with flwr run: num-supernodes=2)"
+    )

@@ -104,6 +104,12 @@ def test_threads_null_is_the_number_of_usable_cpus() -> None:
     assert build(changed(threads=7)).threads == 7
 
 
+def test_on_ray_threads_null_is_the_cpus_of_a_client() -> None:
+    for cpus, threads in ((1, 1), (0.5, 1), (3, 3)):
+        assert build(changed(threads=None, runtime="ray", ray__client_cpus=cpus)).threads == threads
+    assert build(changed(threads=2, runtime="ray")).threads == 2
+
+
 PATTERNS = "['*.attention.*']"
 BAD_VALUES = [
     ("rounds", 0, "rounds=0: must be a whole number of at least 1"),

@@ -35,6 +35,9 @@ def test_a_run_ends_with_a_table_and_says_where_its_folder_is(tmp_path: Path) ->
     frozen = json.loads((tmp_path / "run" / "compare" / "frozen" / "summary.json").read_text())
     assert frozen["baseline"] == "frozen"
     assert set(frozen["score"]) == set(summary["score"])
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert f'data-figure="compare/frozen/mean_score" value="{frozen["mean_score"]!r}"' in report
+    assert (tmp_path / "run" / "compare" / "frozen" / "report.html").exists()
 
 
 def test_help_explains_every_key() -> None:

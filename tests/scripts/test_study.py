@@ -148,6 +148,23 @@ def test_the_report_is_made_from_the_folders_alone(whole: tuple[Path, str], stud
     assert len(read_results(output / "small.jsonl")) == NUM_CELLS
 
 
+def test_cells_that_finished_elsewhere_are_taken_over(
+    whole: tuple[Path, str], study_file: Path, tmp_path: Path
+) -> None:
+    arguments = [f"experiment={study_file}", "seeds=2"]
+    assert finished(*arguments, f"output={whole[0]}", "report=true")[0] == 0
+    lines = (whole[0] / "small.jsonl").read_text().splitlines()
+    (tmp_path / "some.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    output = tmp_path / "cells"
+    code, out, err = finished(*arguments, f"output={output}", f"results={tmp_path / 'some.jsonl'}")
+    assert code == 0, err
+    assert f"{NUM_CELLS - 1} are finished" in out
+    assert len(cells_of(output)) == 1
+    code, out, err = finished(*arguments, f"output={output}", f"results={tmp_path / 'some.jsonl'}", "report=true")
+    assert code == 0, err
+    assert len(read_results(output / "small.jsonl")) == NUM_CELLS
+
+
 def test_one_study_is_not_run_twice_at_a_time(study_file: Path, tmp_path: Path) -> None:
     import fcntl
 
@@ -175,8 +192,10 @@ def test_a_study_above_its_budget_is_refused_before_a_cell_runs(study_file: Path
         ("experiment=first report=yes", "report=yes: must be true or false"),
         (
             "experiment=first rounds=2",
-            "rounds=2: unknown; the keys are experiment, data.root, seeds, jobs, budget_hours, output, report",
+            "rounds=2: unknown; the keys are experiment, seeds, jobs, budget_hours, output, results, report and "
+            "data.root",
         ),
+        ("experiment=first results=/nowhere/x.jsonl", "results=/nowhere/x.jsonl: there is no such file"),
     ],
 )
 def test_a_bad_argument_is_one_line(argument: str, line: str) -> None:

@@ -1,7 +1,10 @@
 """server.app: a configuration becomes a run folder that holds what the contract says; the baselines beside it."""
 
 import json
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from fedmask.models import BaseModel
 from fedmask.runs.config import from_yaml
 from fedmask.training.delta import Delta
 from server.app import app as server_app
+from server.app import resolved
+from server.compose import compose
 from server.local_grid import LocalGrid
 
 Run = Any
@@ -39,6 +44,7 @@ def test_what_a_run_leaves_and_nothing_else(plain_run: Run) -> None:
         "communication.jsonl",
         "adapter.safetensors",
         "summary.json",
+        "report.html",
         *(f"clients/client-0000{number}/head.safetensors" for number in range(4)),
     }
 
@@ -82,6 +88,9 @@ def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseMode
     assert (mask["rule"], mask["num_selected"]) == ("pafi", round(0.01 * tiny.num_parameters))
     assert mask["density"] == mask["num_selected"] / tiny.num_parameters
     assert len(mask["digest"]) == 64
+    selected = fedmask.select(tiny.encoder, rule="pafi", density=0.01).indices
+    assert mask["selected_by_tensor"] == {name: len(indices) for name, indices in selected.items()}
+    assert sum(mask["selected_by_tensor"].values()) == mask["num_selected"]
     for key in ("score", "own_score", "worst_client_score"):
         assert set(summary[key]) == {"first", "second"}
         assert all(0 <= value <= 1 for value in summary[key].values())
@@ -155,12 +164,64 @@ def test_a_mask_that_cannot_be_is_told_before_the_folder_is_touched(
     assert not (tmp_path / "run").exists()
 
 
-def test_flowers_server_app_runs_the_configuration_it_is_given(plain_run: Run, tmp_path: Path) -> None:
-    text = (plain_run.folder / "config.yaml").read_text()
-    text = text.replace(str(plain_run.folder), str(tmp_path / "run"))
+# ----------------------------------------------------------------------------------------------------------------------
+# As Flower starts it
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def start(overrides: str) -> None:
     grid = LocalGrid(client_app, 4, seed=8)
-    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"config": text}))
-    assert (tmp_path / "run" / "adapter.safetensors").read_bytes() == plain_run.adapter
+    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), {"hydra": overrides}))
+
+
+def test_flowers_server_app_runs_the_overrides_it_is_given(
+    plain_run: Run, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("FEDMASK_STATE_FOLDER", str(tmp_path / "clients"))
+    output = tmp_path / "a run"  # a blank, quoted for the shell's rules
+    start(shlex.join([*overrides, f"output={output}"]))
+    assert (output / "adapter.safetensors").read_bytes() == plain_run.adapter
+    config = from_yaml((output / "config.yaml").read_text())
+    assert replace(config, output=plain_run.config.output) == plain_run.config
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in printed] == [
+        "federated, round 1/2",
+        "federated, round 2/2",
+        "run folder",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "faults"),
+    [
+        ("compare=[frozen]", ["compare=[frozen]: flwr run runs one federation; run each with baseline=NAME"]),
+        (
+            "runtime=ray compare=[frozen,alone]",
+            [
+                "runtime=ray: flwr run brings a runtime of its own; leave it out",
+                "compare=[frozen,alone]: flwr run runs one federation; run each with baseline=NAME",
+            ],
+        ),
+        ("output='a b", ["hydra=output='a b: No closing quotation"]),
+        ("rouns=3", ["rouns=3: no such key; did you mean rounds?"]),
+    ],
+)
+def test_what_flower_cannot_start_is_told_in_lines(overrides: str, faults: list[str]) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        start(overrides)
+    assert str(caught.value).splitlines() == faults
+
+
+def test_what_a_configuration_leaves_open_is_resolved_before_a_run() -> None:
+    now = datetime(2026, 3, 4, 5, 6, 7)
+    left_open = compose(["model=tiny"])
+    assert (left_open.output, left_open.data.tasks) == (None, None)
+    config = resolved(left_open, now)
+    assert config.output == "runs/tiny-demo-pafi-20260304-050607"
+    assert config.data.tasks is not None
+    assert len(config.data.tasks) == 5
+    given = compose(["model=tiny", "output=here", "data.tasks=[topic]"])
+    assert resolved(given, now) == given
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -174,7 +235,13 @@ def test_the_frozen_baseline_sends_no_vector_and_has_no_delta(federate: Callable
     assert not (run.folder / "adapter.safetensors").exists()
     assert not list((run.folder / "clients").glob("*/adapter.safetensors"))
     assert len(set(run.heads)) == 4
-    assert run.summary["mask"] == {"rule": "none", "num_selected": 0, "density": 0.0, "digest": ""}
+    assert run.summary["mask"] == {
+        "rule": "none",
+        "num_selected": 0,
+        "density": 0.0,
+        "digest": "",
+        "selected_by_tensor": {},
+    }
     assert set(run.summary["score"]) == {"first", "second"}
     assert [line["failures"] for line in run.rounds] == [0, 0]
 

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 import client.process
+import server.exchange
 from client.app import app as client_app
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
@@ -282,5 +283,20 @@ class LateGrid(LocalGrid):
         return list(super().get_node_ids())[: int((time.monotonic() - self._started) / 0.05)]
 
 
-def test_the_server_waits_for_all_its_clients(federate: Callable[..., Run], plain_run: Run) -> None:
+def test_the_server_waits_for_all_its_clients_and_says_so(
+    federate: Callable[..., Run], plain_run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert federate(grid=LateGrid).adapter == plain_run.adapter
+    assert caplog.messages == []
+    monkeypatch.setattr(server.exchange, "NOTICE_SECONDS", 0.01)
+    federate("rounds=1", grid=LateGrid)
+    assert "waiting for 4 clients, 3 are connected" in caplog.messages
+    assert {record.name for record in caplog.records} == {"fedmask"}
+
+
+def test_clients_that_never_connect() -> None:
+    with pytest.raises(FedmaskError) as caught:
+        server.exchange._await_nodes(LocalGrid(client_app, 2), 3, timeout=0.2)
+    assert str(caught.value) == (
+        "waited 0 s for 3 clients, 2 are connected; connect the others (with flwr run: num-supernodes=3)"
+    )

@@ -376,6 +376,7 @@ def test_failures_are_counted_a_round_at_a_time(
     run = federate(grid=filtering_grid(once))
     assert [line["failure_causes"] for line in run.rounds] == [{"bad-num-examples": 1, "no-reply": 1}, {}]
     assert [line["failures"] for line in run.rounds] == [2, 0]
+    assert [line["failed"] for line in run.rounds] == [[0, 3], []]
 
 
 def test_a_score_that_cannot_be_used_is_left_out_and_counted(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedmask.errors import RejectedMessage
 from fedmask.wire.messages import (
     config_of,
+    error_reply,
     metrics_of,
     pack,
     payload_of,
@@ -110,3 +111,18 @@ def test_a_fact_that_is_no_text(value: object) -> None:
 def test_facts() -> None:
     config = ConfigRecord({"round": 3, "task": "sst2"})
     assert (whole_number(config, "round"), word(config, "task")) == (3, "sst2")
+
+
+def test_an_error_is_told_on_one_line_with_its_kind_and_place() -> None:
+    def read() -> None:
+        raise OSError("no disk\n  left")
+
+    request = message(RecordDict())
+    try:
+        read()
+    except OSError as error:
+        reply = error_reply(request, error)
+    assert reply.has_error()
+    reason = str(reply.error.reason)
+    assert reason.startswith("OSError: no disk left (read, line ")
+    assert reply.metadata.dst_node_id == request.metadata.src_node_id

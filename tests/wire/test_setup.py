@@ -148,3 +148,17 @@ def test_a_cut_mask(told: Settings, mask: Mask, kind: str) -> None:
     data = Setup(told, mask.recipe if kind == "recipe" else mask).to_bytes()
     rejection(data[:-1])
     rejection(data[: len(data) - len(data) // 4])
+
+
+@pytest.mark.parametrize("run_id", ["../../somewhere", "0123456789abcde", "0123456789ABCDEF", "", 7, None])
+def test_a_run_id_that_is_no_name_of_a_folder_is_rejected(told: Settings, mask: Mask, run_id: object) -> None:
+    raw = raw_settings(Setup(told, mask.recipe).to_bytes())
+    assert f"run_id {run_id!r} is not of 16 hex digits" in str(rejection(with_settings(raw | {"run_id": run_id})))
+
+
+def test_the_setups_of_all_runs_are_as_long_and_none_has_the_run_id_of_another(told: Settings, mask: Mask) -> None:
+    config = compose(["model=tiny", "mask=hiwi", "data.tasks=[a,b]", "seed=3", "threads=2", "clients=5"])
+    again = settings_for(config)
+    assert again.run_id != told.run_id
+    assert dataclasses.replace(again, run_id=told.run_id) == told
+    assert len(Setup(again, mask.recipe).to_bytes()) == len(Setup(told, mask.recipe).to_bytes())

@@ -1,0 +1,242 @@
+"""server.ray_grid: a run leaves what it leaves in one process; a lost worker ends it in one line; nothing stays behind.
+
+One Ray serves three runs of the tiny federation, for its start costs seconds: local heads with a failing client, shared
+heads, and a run whose worker dies. A Ray of its own tests what needs no model.
+"""
+
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from ray.cluster_utils import Cluster
+
+import client.process
+from client.app import app as client_app
+from fedmask.errors import FedmaskError
+from fedmask.runs.config import RayConfig
+from server.exchange import _await_nodes
+from server.ray_grid import grid_on_ray
+
+Run = Any
+ONE_CPU_A_CLIENT = RayConfig(address=None, client_cpus=1.0, client_gpus=0.0)
+FAILING = ("rounds=3", "clients_per_round=3")
+SHARED = ("client.head=shared", "rounds=2")
+
+
+def children() -> set[str]:
+    return {child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The federation
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def watched(notes: Path) -> Callable[[Message, Context], Message]:
+    """The client, whose number 2 cannot train where heads are local, in a worker that notes what it holds.
+
+    Once `notes/die` is there, the worker that trains client 1 in round 2 dies, and the others take their time.
+    """
+
+    # Nested, so that a worker is sent the function itself: it cannot import a module of tests.
+    def answer(message: Message, context: Context) -> Message:
+        number, trains = context.node_config["partition-id"], message.metadata.message_type == "train"
+        if (notes / "die").exists() and trains and message.metadata.group_id == "2":
+            if number == 1:
+                os._exit(7)
+            time.sleep(300)
+        if number == 2 and trains and not (notes / "mend").exists():
+            raise ValueError("no disk\nleft")
+        reply = client_app(message, context)
+        loads = client.process._texts.cache_info().misses
+        (notes / f"{os.getpid()}-{message.metadata.message_id}").write_text(f"{loads} {len(pickle.dumps(context))}")
+        return reply
+
+    return answer
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """What three runs on one Ray came to."""
+
+    failing: Run
+    shared: Run
+    error: FedmaskError
+    dead_run: Path
+    seconds_to_error: float
+    notes: list[tuple[int, int, int]]
+    """By message: the worker's process, base models it has loaded by then, bytes of the client's pickled context."""
+    left_behind: set[str]
+
+
+@pytest.fixture(scope="module")
+def on_ray(federate: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> OnRay:
+    notes, dead_run, before = tmp_path_factory.mktemp("notes"), tmp_path_factory.mktemp("dead") / "run", children()
+    with grid_on_ray(watched(notes), 4, ONE_CPU_A_CLIENT) as grid:
+        failing = federate(*FAILING, grid=lambda *_: grid)
+        (notes / "mend").touch()
+        shared = federate(*SHARED, grid=lambda *_: grid)
+        noted = [(int(path.name.split("-")[0]), *map(int, path.read_text().split())) for path in notes.glob("*-*")]
+        (notes / "die").touch()
+        started = time.monotonic()
+        with pytest.raises(FedmaskError) as caught:
+            federate(grid=lambda *_: grid, output=dead_run)
+    return OnRay(failing, shared, caught.value, dead_run, time.monotonic() - started, noted, children() - before)
+
+
+@pytest.fixture(scope="module")
+def in_one_process(federate: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    notes = tmp_path_factory.mktemp("notes")
+    failing = federate(*FAILING, app=watched(notes))
+    return failing, federate(*SHARED)
+
+
+def without(run: Run, *keys: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in keys} for line in run.rounds]
+
+
+def messages(run: Run) -> list[tuple[Any, ...]]:
+    """All messages with their payloads, sorted, for replies come in any order.
+
+    Not their wire bytes: Flower's engine gives a message an id of 36 letters, a SuperLink and LocalGrid one of 64.
+    """
+    lines = [
+        (line["round"], line["client"], line["direction"], line["kind"], line["payload_bytes"]) for line in run.ledger
+    ]
+    return sorted(lines)
+
+
+def test_ray_and_one_process_give_the_same_run(on_ray: OnRay, in_one_process: tuple[Run, Run]) -> None:
+    for run, local in zip((on_ray.failing, on_ray.shared), in_one_process, strict=True):
+        assert run.adapter == local.adapter
+        assert run.heads == local.heads
+        assert len(run.heads) >= 3
+        assert without(run, "seconds") == without(local, "seconds")
+        for key in ("score", "own_score", "worst_client_score", "mean_score", "mask", "clients_never_drawn"):
+            assert run.summary[key] == local.summary[key]
+        assert sorted(run.watched.failures) == sorted(local.watched.failures)
+
+
+def test_a_failing_client_costs_its_own_reply_and_its_cause_is_one_line(on_ray: OnRay) -> None:
+    failures = on_ray.failing.watched.failures
+    assert failures
+    assert {client_id for _, client_id, _, _ in failures} == {2}
+    for _, _, cause, detail in failures:
+        assert cause == "client-error"
+        assert detail.startswith("ValueError: no disk left (answer, line ")
+    assert len(on_ray.failing.rounds) == 3
+    assert on_ray.shared.watched.failures == []
+
+
+def test_every_message_is_counted(on_ray: OnRay, in_one_process: tuple[Run, Run]) -> None:
+    for run, local in zip((on_ray.failing, on_ray.shared), in_one_process, strict=True):
+        more = messages(run)
+        for message in messages(local):
+            more.remove(message)
+        # A client is a guest of any worker. One that lacks the last delta says so, and is sent it again.
+        assert {kind for _, _, _, kind, _ in more} <= {"evaluate", "mask"}
+        sizes = [line["wire_bytes"] - line["payload_bytes"] for line in run.ledger]
+        assert 0 < min(sizes) <= max(sizes) <= 1300
+
+
+def test_a_worker_loads_one_base_model_and_a_client_keeps_its_state_on_disk(on_ray: OnRay) -> None:
+    last = {process: loads for process, loads, _ in sorted(on_ray.notes)}
+    assert last
+    assert os.getpid() not in last
+    assert set(last.values()) == {1}
+    assert max(size for _, _, size in on_ray.notes) < 4000  # a delta alone has 8,244 bytes
+
+
+def test_a_dead_worker_ends_the_run_at_once_in_one_line(on_ray: OnRay) -> None:
+    assert on_ray.seconds_to_error < 200, "the run has waited for the other workers"
+    text = str(on_ray.error)
+    assert text.startswith("round 2: a Ray worker (process ")
+    assert "lost over a train message: ActorDiedError: " in text
+    assert "ray.client_cpus" in text
+    assert "\n" not in text
+    lines = (on_ray.dead_run / "rounds.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+    assert not (on_ray.dead_run / "summary.json").exists()
+
+
+def test_nothing_runs_after_the_run(on_ray: OnRay) -> None:
+    assert on_ray.left_behind == set()
+    assert not ray.is_initialized()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Without a model
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray that runs before and after the tests with it."""
+    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield running.address
+    running.shutdown()
+
+
+def echo() -> Callable[[Message, Context], Message]:
+    def answer(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"node": ConfigRecord(dict(context.node_config))}), reply_to=message)
+
+    return answer
+
+
+def ask_all(app: Callable[[Message, Context], Message], num_clients: int, config: RayConfig) -> list[Any]:
+    """One question to every node: what the replies hold."""
+    with grid_on_ray(app, num_clients, config) as grid:
+        grid.keep_client_state_in(Path("clients"))
+        nodes = _await_nodes(grid, num_clients, timeout=60)
+        questions = [Message(RecordDict(), node, "query", group_id="1") for node in nodes]
+        return [reply.content.config_records["node"] for reply in grid.send_and_receive(questions)]
+
+
+def test_a_running_cluster_is_used_and_left_running(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # workers find fedmask wherever the run is started
+    path = os.environ.get("PYTHONPATH")
+    for _ in range(2):
+        found = ask_all(echo(), 20, replace(ONE_CPU_A_CLIENT, address=cluster))
+        assert sorted(node["partition-id"] for node in found) == list(range(20))
+        assert {node["state-folder"] for node in found} == {str(tmp_path / "clients")}
+    assert os.environ.get("PYTHONPATH") == path
+
+
+def test_more_cpus_than_there_are(cluster: str) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        ask_all(echo(), 2, RayConfig(cluster, 4.0, 0.0))
+    text = str(caught.value)
+    assert text.startswith(
+        f"Ray cannot run clients with ray.address={cluster}, ray.client_cpus=4 and ray.client_gpus=0: "
+    )
+    assert "\n" not in text
+
+
+def test_an_interrupt_does_not_wait_for_the_clients(cluster: str, tmp_path: Path) -> None:
+    def answer(message: Message, context: Context) -> Message:
+        (tmp_path / "asked").touch()
+        time.sleep(300)
+        return message
+
+    def interrupt() -> None:
+        while not (tmp_path / "asked").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ask_all(answer, 2, replace(ONE_CPU_A_CLIENT, address=cluster))
+    assert time.monotonic() - started < 200
