@@ -15,6 +15,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -128,14 +129,16 @@ def _way(weight: Tensor, index: Tensor) -> str:
     return "sampled" if share <= MAX_SAMPLED and _can_sample(weight.device) else "dense"
 
 
+@lru_cache
 def _can_sample(device: torch.device) -> bool:
     """Whether this build has the sampled product on this device."""
-    try:
-        _sampled(torch.zeros(1, 1, device=device), torch.zeros(1, dtype=torch.int64, device=device))(
-            torch.ones(1, 1, device=device), torch.ones(1, 1, device=device)
-        )
-    except RuntimeError:
-        return False
+    one = torch.ones(1, 1, device=device)
+    with warnings.catch_warnings():  # torch says once a process that sparse tensors are in beta, and not checked
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            _sampled(one, torch.zeros(1, dtype=torch.int64, device=device))(one, one)
+        except RuntimeError:
+            return False
     return True
 
 
@@ -152,14 +155,12 @@ def _sampled(weight: Tensor, index: Tensor) -> LinearGradient:
     num_rows, num_columns = weight.shape
     ends = torch.bincount(index // num_columns, minlength=num_rows).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends])
-    zeros = torch.zeros(index.numel(), device=index.device)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        size = (num_rows, num_columns)
-        pattern = torch.sparse_csr_tensor(starts, index % num_columns, zeros, size=size, check_invariants=True)
+    zeros = torch.zeros(index.numel(), device=weight.device)
+    pattern = torch.sparse_csr_tensor(starts, index % num_columns, zeros, size=(num_rows, num_columns))
 
     def gradient(g: Tensor, x: Tensor) -> Tensor:
         # In float32 also for a bfloat16 model: the product has no other form on a CPU.
-        return torch.sparse.sampled_addmm(pattern, g.float().t(), x.float(), beta=0.0).values()
+        product: Tensor = torch.sparse.sampled_addmm(pattern, g.float().t(), x.float(), beta=0.0)
+        return product.values()
 
     return gradient
