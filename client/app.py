@@ -227,10 +227,10 @@ def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: in
         features = client.run.texts.base_features("train", data.client_id)
         trained_head, loss = train_head(features, client.layout, head, tokens, local)
         return LocalResult(delta, trained_head, loss)
-    assert client.run.entries is not None
+    assert client.run.gradient is not None
     return train_delta_and_head(
         client.run.texts.base.encoder,
-        client.run.entries,
+        client.run.gradient,
         _reparametrisation(client, delta, server_round),
         client.layout,
         head,

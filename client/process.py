@@ -20,6 +20,7 @@ from fedmask.tasks import load_tasks
 from fedmask.tasks.partition import ClientData, partition, pool
 from fedmask.tasks.task import Split, Task
 from fedmask.training.delta import SelectedEntries
+from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.text import TokenizedSplit, encode, tokenize
 from fedmask.wire.setup import Settings, Setup
@@ -100,6 +101,7 @@ class RunInProcess:
         else:
             self.mask = setup.mask
         self.entries = None if self.mask is None else SelectedEntries(base.encoder, self.mask)
+        self.gradient = None if self.entries is None else SelectedGradient(base.encoder, self.entries)
         self._received: dict[tuple[int, str, str], NamedVector] = {}
         self._features: tuple[Tensor, dict[tuple[str, str], Tensor]] = (torch.zeros(0), {})
 

@@ -313,6 +313,7 @@ def seconds_per_example(config: RunConfig) -> tuple[float, float]:
 
     from client.process import texts_for
     from fedmask.training.delta import SelectedEntries
+    from fedmask.training.gradient import SelectedGradient
     from fedmask.training.head import HeadLayout
     from fedmask.training.local import LocalSettings, train_delta_and_head
     from fedmask.training.reparametrisation import Direct
@@ -324,6 +325,7 @@ def seconds_per_example(config: RunConfig) -> tuple[float, float]:
     mask = select_mask(replace(config, baseline="none"), texts.base)
     assert mask is not None
     entries, start = SelectedEntries(texts.base.encoder, mask), torch.zeros(mask.num_selected)
+    gradient = SelectedGradient(texts.base.encoder, entries)
     local = LocalSettings(1, config.client.batch_size, 1e-3, 1e-3, 0.0, batch_seed=0)
     trained = encoded = 0
     training_seconds = encoding_seconds = 0.0
@@ -331,7 +333,7 @@ def seconds_per_example(config: RunConfig) -> tuple[float, float]:
         layout, tokens = HeadLayout.of(client.task, texts.base.hidden_size), texts.training(client.client_id)
         began = time.process_time()
         head = layout.random_start(0)
-        train_delta_and_head(texts.base.encoder, entries, Direct(start), layout, head, tokens, local)
+        train_delta_and_head(texts.base.encoder, gradient, Direct(start), layout, head, tokens, local)
         training_seconds += time.process_time() - began
         began = time.process_time()
         encode(texts.base.encoder, texts.split(client.task, "validation"))

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedmask.training.delta import SelectedEntries
 from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.reparametrisation import Reparametrisation
@@ -53,14 +52,18 @@ class LocalResult:
 
 def train_delta_and_head(
     encoder: nn.Module,
-    entries: SelectedEntries,
+    gradient: SelectedGradient,
     reparametrisation: Reparametrisation,
     layout: HeadLayout,
     head: Tensor,
     data: TokenizedSplit,
     settings: LocalSettings,
 ) -> LocalResult:
-    """Train the selected entries and the head. The model is left exactly as it came, also when training raises."""
+    """Train the selected entries and the head. The model is left exactly as it came, also when training raises.
+
+    gradient: of the entries that are trained.
+    """
+    entries = gradient.entries
     packed_head = nn.Parameter(head.clone())
     optimizer = torch.optim.AdamW(
         [
@@ -76,7 +79,7 @@ def train_delta_and_head(
     device = next(encoder.parameters()).device
     labels = labels_for_loss(data.labels)
     values = reparametrisation.values()
-    with entries.written(values.detach()), SelectedGradient(entries) as gradient:
+    with entries.written(values.detach()), gradient:
         for rows in shuffled_batches(data.lengths, settings):
             features = mean_pooled(encoder, data.batch(rows, device)).cpu()
             loss = _loss(layout, packed_head, features, labels[torch.from_numpy(rows)])

@@ -4,8 +4,8 @@ In: the delta received (k,) and the base's selected values. Out: values (k,) as 
 parameters. Both kinds start at the received delta, so a round never loses what was learned before it.
 
 HiWi-style, per feed-forward bias vector b of D entries:  local delta = received delta + relu(b W_down) W_up,
-W_down = V / |b|_1 , V (D, r) and W_up (r, D) trained. W_up starts at zero. The networks are new in every round and never
-leave the client.
+W_down = V / |b|_1 , V (D, r) and W_up (r, D) trained. W_up starts at zero. The networks are new in every round and
+never leave the client.
 """
 
 from typing import Protocol

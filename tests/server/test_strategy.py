@@ -22,6 +22,7 @@ from fedmask.models import load_base
 from fedmask.randomness import seed_for
 from fedmask.runs.config import RunConfig
 from fedmask.training.delta import SelectedEntries
+from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalSettings, train_delta_and_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct
@@ -50,6 +51,7 @@ def plain_averaging(config: RunConfig, cohorts: list[list[int]] | None = None) -
     )
     mask = select(base.encoder, rule=config.mask.rule, density=config.mask.density)
     entries = SelectedEntries(base.encoder, mask)
+    gradient = SelectedGradient(base.encoder, entries)
     clients = population(config.data, config.clients, config.seed)
     layouts = [HeadLayout.of(client.task, base.hidden_size) for client in clients]
     heads = {client.client_id: layouts[client.client_id].random_start(config.seed) for client in clients}
@@ -65,7 +67,7 @@ def plain_averaging(config: RunConfig, cohorts: list[list[int]] | None = None) -
                 how = Direct(start)
             result = train_delta_and_head(
                 base.encoder,
-                entries,
+                gradient,
                 how,
                 layouts[number],
                 heads[number],

@@ -17,6 +17,7 @@ from fedmask.masks import Mask, base_digest, select
 from fedmask.models import BaseModel
 from fedmask.tasks.task import Split
 from fedmask.training.delta import SelectedEntries
+from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.local import (
     LocalResult,
@@ -66,7 +67,8 @@ def train_direct(
 ) -> LocalResult:
     received = torch.zeros(mask.num_selected) if received is None else received
     head = layout.random_start(0) if head is None else head
-    return train_delta_and_head(encoder, SelectedEntries(encoder, mask), Direct(received), layout, head, data, local)
+    gradient = SelectedGradient(encoder, SelectedEntries(encoder, mask))
+    return train_delta_and_head(encoder, gradient, Direct(received), layout, head, data, local)
 
 
 def some_delta(mask: Mask) -> Tensor:
@@ -210,7 +212,8 @@ def test_the_same_seeds_give_the_same_bits_whatever_the_global_state(
         received = some_delta(mask)
         generator = torch.Generator().manual_seed(network_seed)
         how = BiasNetworks(entries, received, 4, generator) if rule == "hiwi" else Direct(received)
-        return train_delta_and_head(tiny.encoder, entries, how, CLASSES, CLASSES.random_start(0), data, local)
+        gradient = SelectedGradient(tiny.encoder, entries)
+        return train_delta_and_head(tiny.encoder, gradient, how, CLASSES, CLASSES.random_start(0), data, local)
 
     first, again = trained(0, 0, SETTINGS), trained(99, 0, SETTINGS)
     assert torch.equal(first.delta, again.delta)
@@ -300,7 +303,7 @@ def test_hiwi_learns_a_delta_over_the_feed_forward_biases_alone(tiny: BaseModel,
     # batches are of one label each, and learning is slow.
     local = dataclasses.replace(SETTINGS, local_epochs=60, learning_rate=3e-3, head_learning_rate=0.0)
     head = CLASSES.random_start(0) * 20
-    result = train_delta_and_head(model, entries, networks, CLASSES, head, data, local)
+    result = train_delta_and_head(model, SelectedGradient(model, entries), networks, CLASSES, head, data, local)
 
     layers = [f"encoder.layer.{i}.{part}.dense.bias" for i in range(2) for part in ("intermediate", "output")]
     assert moved == set(layers)

@@ -1,7 +1,9 @@
 """fedmask.wire.messages: what is packed comes back, in one array; and the bytes of a message as Flower makes them."""
 
+from typing import Any
+
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
@@ -57,6 +59,56 @@ def test_wire_bytes_are_those_of_all_deflated_objects(payload: bytes, config: di
     config = {key: value % 2**60 for key, value in config.items()}
     sent = message(pack(payload, config=config))
     assert wire_bytes(sent) == sum(len(part.deflate()) for part in get_all_nested_objects(sent).values())
+
+
+metric_values = st.one_of(
+    st.integers(-(2**62), 2**62),
+    st.floats(),
+    st.lists(st.floats(), max_size=5),
+    st.lists(st.integers(0, 9), max_size=5),
+)
+
+
+@given(
+    st.binary(max_size=12).map(lambda start: start * 100),
+    st.none() | st.dictionaries(st.text(min_size=1, max_size=10), config_values, max_size=4),
+    st.none() | st.dictionaries(st.text(min_size=1, max_size=10), metric_values, max_size=4),
+    st.integers(0, 2**63 - 1),
+    st.text(max_size=8),
+)
+def test_wire_bytes_are_flowers_own_count_of_anything_that_is_packed(
+    payload: bytes, config: Any, metrics: Any, node: int, group_id: str
+) -> None:
+    request = Message(pack(payload, config, metrics), node, "train", group_id=group_id)
+    reply = Message(pack(payload[:7], metrics, config and {}), reply_to=request)
+    for sent in (request, reply):
+        assert wire_bytes(sent) == flowers_count(sent)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"payload": ConfigRecord({"a": 1})}),
+        RecordDict({"payload": ArrayRecord({"p": Array("uint8", (1,), "numpy.ndarray", b"x")})}),
+        RecordDict({"payload": ArrayRecord({"p": Array("float32", (2, 2), "fedmask.frames", bytes(16))})}),
+        RecordDict({"payload": ArrayRecord({"p": Array("uint8", (0,), "fedmask.frames", b"")})}),
+        RecordDict({"other": ArrayRecord({"p": Array("uint8", (1,), "fedmask.frames", b"x")})}),
+        RecordDict({"payload": ArrayRecord({name: Array("uint8", (1,), "fedmask.frames", b"x") for name in "pq"})}),
+        pack(bytes(6_000_000)),  # more than one chunk, and two chunks that are the same
+    ],
+)
+def test_wire_bytes_of_any_other_message_are_flowers_own_count(content: RecordDict) -> None:
+    assert wire_bytes(message(content)) == flowers_count(message(content))
+
+
+def test_wire_bytes_of_an_error_are_flowers_own_count() -> None:
+    failed = Message(Error(1, "no memory"), reply_to=message(pack(b"x")))
+    assert wire_bytes(failed) == flowers_count(failed)
+
+
+def flowers_count(sent: Message) -> int:
+    return sum(len(part.deflate()) for part in get_all_nested_objects(sent).values())
 
 
 def test_wire_bytes_grow_one_for_one_with_the_payload() -> None:
