@@ -61,7 +61,7 @@ def test_the_defaults() -> None:
         100,
         64,
     )
-    assert (config.client.local_epochs, config.client.batch_size, config.client.head) == (1, 16, "local")
+    assert (config.client.local_epochs, config.client.batch_size, config.client.head) == (1, 8, "local")
     assert (config.client.head_learning_rate, config.client.weight_decay) == (0.005, 0.0)
     assert (config.baseline, config.compare, config.output, config.overwrite) == ("none", (), None, False)
     assert config.threads >= 1
@@ -75,11 +75,11 @@ def test_a_model_file_carries_its_own_name(model: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "learning_rate"),
     [
-        ("pafi", 1e-2),
+        ("pafi", 3e-2),
         ("largest", 1e-3),
         ("random", 1e-2),
         ("hiwi", 3e-3),
-        ("ffn_bias", 5e-3),
+        ("ffn_bias", 1e-2),
         ("bitfit", 5e-3),
         ("all", 1e-4),
     ],
@@ -139,7 +139,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
             "clients_per_round=3",
             "rounds=7",
             "client.local_epochs=2",
-            "client.batch_size=8",
+            "client.batch_size=4",
             "client.learning_rate=1e-2",
             "client.head_learning_rate=2e-2",
             "client.weight_decay=0.1",
@@ -177,7 +177,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
     assert (config.data.alpha, config.data.examples_per_client, config.data.max_length) == (1.0, None, 128)
     assert (config.mask.density, config.mask.scope, config.mask.seed) == (1e-3, "per_tensor", 4)
     assert (config.mask.include, config.mask.exclude) == (("*.weight",), ("*.0.*", "*.1.*"))
-    assert (config.client.local_epochs, config.client.batch_size, config.client.head) == (2, 8, "shared")
+    assert (config.client.local_epochs, config.client.batch_size, config.client.head) == (2, 4, "shared")
     assert (config.client.learning_rate, config.client.head_learning_rate, config.client.weight_decay) == (
         0.01,
         0.02,
@@ -417,7 +417,7 @@ def test_help_names_every_key_with_its_default_and_every_choice() -> None:
 
 def test_help_gives_meaning_default_and_what_is_allowed() -> None:
     text = " ".join(help_text().split())
-    assert "client.learning_rate=0.01 AdamW's rate for what the mask trains; by default the mask rule's own: a" in text
+    assert "client.learning_rate=0.03 AdamW's rate for what the mask trains; by default the mask rule's own: a" in text
     assert "clients_per_round=null Clients drawn each round, by the seed: a whole number of at least 1, or null" in text
     assert "data.partition=natural How a task's training rows are dealt to its clients: one of iid (at random)," in text
     assert "mask.rule=pafi Which entries of the base model are trained; set by mask=NAME." in text
