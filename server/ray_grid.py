@@ -88,8 +88,8 @@ def _check_reachable(config: RayConfig) -> None:
 def _backend_config(config: RayConfig) -> dict[str, dict[str, Any]]:
     # What Ray has to say comes as errors of this module; its own lines would stand between those of the run.
     init: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
-    # A cluster has CPUs of its own.
-    init |= {"num_cpus": usable_cpus()} if config.address is None else {"address": config.address}
+    # Without an address Ray would take any cluster that it finds; with another than "local" it counts CPUs itself.
+    init |= {"address": config.address} if config.address else {"address": "local", "num_cpus": usable_cpus()}
     return {"client_resources": {"num_cpus": config.client_cpus, "num_gpus": config.client_gpus}, "init_args": init}
 
 
@@ -114,10 +114,14 @@ def _quiet_guest() -> Iterator[None]:
 
 
 def _kill_workers() -> None:
-    """End all workers of this process at once: Flower would wait until each has done the message it holds."""
-    if not ray.is_initialized():
-        return
+    """End all workers of this process at once: Flower would wait until each has done the message it holds.
+
+    Flower keeps the workers' handles to itself, and Ray has no public list of them. Through ray:// there is no list at
+    all: there Flower waits.
+    """
     worker: Any = ray._private.worker.global_worker
+    if not worker.connected:
+        return
     for actor_id in ray._private.state.actors(job_id=worker.current_job_id):
         worker.core_worker.kill_actor(ray.ActorID.from_hex(actor_id), True)
 

@@ -31,7 +31,7 @@ def saved(folder: Path, base: BaseModel, layout: HeadLayout) -> np.ndarray:
     """A model folder with a head that tells the texts apart; returns the head's values."""
     base.encoder.save_pretrained(folder)  # type: ignore[operator]
     base.tokenizer.save_pretrained(folder)
-    packed = (layout.start(1) * 100).numpy()
+    packed = (layout.random_start(1) * 100).numpy()
     if layout.hidden_size == base.hidden_size:
         # Random weights give all texts nearly the same features: the biases set their mean between the classes.
         packed[-layout.num_outputs :] = -layout.outputs(torch.from_numpy(packed), features_of(base).mean(0, True))[0]

@@ -64,9 +64,10 @@ def test_the_update_is_local_minus_received(federation: Federate, mask: Mask) ->
     first = unframe(payload_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content), layout)["delta"]
     start = frame(NamedVector("delta", mask.digest, first.values))
     update = unframe(payload_of(talk.ask("train", 0, start, round=2, version=1).content), layout)["delta"].values
-    # Adam's steps are as large as its rate: two batches of 0.01. The local delta itself would be near twice that.
-    assert np.abs(update).max() <= 2 * 0.01 * 1.01
-    assert np.abs(update + first.values).max() > 2 * 0.01 * 1.5
+    # Adam's steps are as large as its rate, and there are two batches. The local delta itself would be near twice that.
+    rate = talk.told.client.learning_rate
+    assert np.abs(update).max() <= 2 * rate * 1.01
+    assert np.abs(update + first.values).max() > 2 * rate * 1.5
 
 
 def test_the_base_model_is_as_it_was_after_every_message(federation: Federate, mask: Mask) -> None:

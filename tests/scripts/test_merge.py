@@ -46,7 +46,7 @@ def inputs(tiny: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     delta_of(tiny).save(folder / "adapter.safetensors")
     layout = HeadLayout("topics", ("art", "law"), 64)
-    save_head(folder / "head.safetensors", layout, (layout.start(0) * 50).numpy())
+    save_head(folder / "head.safetensors", layout, (layout.random_start(0) * 50).numpy())
     return folder
 
 
@@ -178,7 +178,7 @@ def test_a_head_for_another_model_is_refused(
     script: ModuleType, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = HeadLayout("topics", ("art", "law"), 384)
-    save_head(tmp_path / "head.safetensors", layout, layout.start(0).numpy())
+    save_head(tmp_path / "head.safetensors", layout, layout.random_start(0).numpy())
     arguments = [f"adapter={inputs}/adapter.safetensors", f"head={tmp_path}/head.safetensors"]
     line = refused(script, arguments, tmp_path / "merged", capsys)
     assert line == f"head={tmp_path}/head.safetensors: the head is for hidden size 384, the model has 64"

@@ -40,6 +40,14 @@ def test_a_run_ends_with_a_table_and_says_where_its_folder_is(tmp_path: Path) ->
     assert (tmp_path / "run" / "compare" / "frozen" / "report.html").exists()
 
 
+def test_on_ray_neither_ray_nor_flower_puts_in_a_word(tmp_path: Path) -> None:
+    done = simulate(*SMALL, "runtime=ray", f"output={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    before_the_table = done.stdout.partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in before_the_table] == ["tiny", "run", "federated,"]
+    assert done.stdout.rstrip().splitlines()[-1] == f"run folder: {tmp_path / 'run'}"
+
+
 def test_help_explains_every_key() -> None:
     done = simulate("--help")
     assert (done.returncode, done.stderr) == (0, "")

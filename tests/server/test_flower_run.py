@@ -117,5 +117,3 @@ def test_flwr_run_gives_the_run_of_one_process(
     assert [head.read_bytes() for head in heads] == plain_run.heads
     assert "federated, round 2/2: 4 clients, 0 failures" in printed
     assert f"run folder: {tmp_path / 'run'}" in printed
-    refused = flwr_run(flower, "model=tiny", "compare=[frozen]")
-    assert "compare=[frozen]: flwr run runs one federation; run each with baseline=NAME" in refused

@@ -190,7 +190,7 @@ def test_nothing_runs_after_the_run(on_ray: OnRay) -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a Ray that runs before and after the tests with it."""
-    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     yield running.address
     running.shutdown()
 
