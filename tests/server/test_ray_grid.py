@@ -7,6 +7,7 @@ heads, and a run whose worker dies. A Ray of its own tests what needs no model.
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,8 +61,9 @@ def watched(notes: Path) -> Callable[[Message, Context], Message]:
         number, trains = context.node_config["partition-id"], message.metadata.message_type == "train"
         if (notes / "die").exists() and trains and message.metadata.group_id == "2":
             if number == 1:
+                (notes / "died").touch()
                 os._exit(7)
-            time.sleep(300)
+            time.sleep(120)
         if number == 2 and trains and not (notes / "mend").exists():
             raise ValueError("no disk\nleft")
         reply = client_app(message, context)
@@ -81,6 +83,7 @@ class OnRay:
     error: FedmaskError
     dead_run: Path
     seconds_to_error: float
+    """From the worker's death until Ray had ended."""
     notes: list[tuple[int, int, int]]
     """By message: the worker's process, base models it has loaded by then, bytes of the client's pickled context."""
     left_behind: set[int]
@@ -89,16 +92,16 @@ class OnRay:
 @pytest.fixture(scope="module")
 def on_ray(federate: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> OnRay:
     notes, dead_run, before = tmp_path_factory.mktemp("notes"), tmp_path_factory.mktemp("dead") / "run", children()
-    with grid_on_ray(watched(notes), 4, ONE_CPU_A_CLIENT) as grid:
+    with pytest.MonkeyPatch.context() as patch, grid_on_ray(watched(notes), 4, ONE_CPU_A_CLIENT) as grid:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # not asked for: this Ray is the run's own
         failing = federate(*FAILING, grid=lambda *_: grid)
         (notes / "mend").touch()
         shared = federate(*SHARED, grid=lambda *_: grid)
         noted = [(int(path.name.split("-")[0]), *map(int, path.read_text().split())) for path in notes.glob("*-*")]
         (notes / "die").touch()
-        started = time.monotonic()
         with pytest.raises(FedmaskError) as caught:
             federate(grid=lambda *_: grid, output=dead_run)
-    seconds_to_error, deadline = time.monotonic() - started, time.monotonic() + 60
+    seconds_to_error, deadline = time.time() - (notes / "died").stat().st_mtime, time.monotonic() + 60
     while children() - before and time.monotonic() < deadline:
         time.sleep(0.2)  # Ray has told its processes to end
     return OnRay(failing, shared, caught.value, dead_run, seconds_to_error, noted, children() - before)
@@ -150,9 +153,9 @@ def test_every_message_is_counted(on_ray: OnRay, in_one_process: tuple[Run, Run]
     for run, local in zip((on_ray.failing, on_ray.shared), in_one_process, strict=True):
         counted = messages(run)
         for key, sizes in messages(local).items():
-            found = [counted[key].pop(0) for _ in sizes]
-            # Flower's engine names messages by 36 letters, a SuperLink and LocalGrid by 64.
-            assert all(0 <= size - in_ray <= 48 for size, in_ray in zip(sizes, found, strict=True))
+            for size in sizes:
+                # Flower's engine names messages by 36 letters, a SuperLink and LocalGrid by 64.
+                counted[key].remove(next(found for found in counted[key] if 0 <= size - found <= 48))
         # A worker takes messages of any client. One that has not seen the last delta says so, and is sent it again.
         assert {kind for (_, _, _, kind, _), left in counted.items() if left} <= {"evaluate", "head", "mask"}
 
@@ -166,7 +169,7 @@ def test_a_worker_loads_one_base_model_and_a_client_keeps_its_state_on_disk(on_r
 
 
 def test_a_dead_worker_ends_the_run_at_once_in_one_line(on_ray: OnRay) -> None:
-    assert on_ray.seconds_to_error < 200, "the run has waited for the other workers"
+    assert on_ray.seconds_to_error < 60, "the run has waited for the other workers"
     text = str(on_ray.error)
     assert text.startswith("round 2: a Ray worker (process ")
     assert "lost over a train message: ActorDiedError: " in text
@@ -233,10 +236,20 @@ def test_more_cpus_than_there_are(cluster: str) -> None:
     assert "\n" not in text
 
 
+def test_an_address_where_nobody_answers() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(FedmaskError) as caught:
+            ask_all(echo(), 2, replace(ONE_CPU_A_CLIENT, address=address))
+        assert str(caught.value).startswith(f"ray.address={address}: nobody answers there (")
+
+
 def test_an_interrupt_does_not_wait_for_the_clients(cluster: str, tmp_path: Path) -> None:
     def answer(message: Message, context: Context) -> Message:
         (tmp_path / "asked").touch()
-        time.sleep(300)
+        time.sleep(120)
         return message
 
     def interrupt() -> None:
@@ -248,4 +261,4 @@ def test_an_interrupt_does_not_wait_for_the_clients(cluster: str, tmp_path: Path
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         ask_all(answer, 2, replace(ONE_CPU_A_CLIENT, address=cluster))
-    assert time.monotonic() - started < 200
+    assert time.monotonic() - started < 100
