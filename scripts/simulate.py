@@ -92,6 +92,10 @@ def _grid(config: RunConfig) -> "AbstractContextManager[Grid]":
         from server.ray_grid import grid_on_ray
 
         return grid_on_ray(client_app, num_clients(config), config.ray)
+    if config.workers > 1:
+        from server.worker_grid import WorkerGrid
+
+        return WorkerGrid("client.app:app", num_clients(config), config.workers, config.seed)
     from server.local_grid import LocalGrid
 
     return nullcontext(LocalGrid(client_app, num_clients(config), config.seed))

@@ -68,33 +68,31 @@ class LocalGrid(Grid):
     def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Replies one by one, in the order of the messages; each is made when it is asked for."""
         for message in messages:
-            yield self._answer(message)
+            self._name(message)
+            reply = self.answer(message)
+            self._name(reply)
+            yield reply
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """All replies, in the order of the messages. timeout has no effect: a client's work is not interrupted."""
         return list(self.stream(messages))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
-        for message in messages:
-            reply = self._answer(message)
-            ids.append(message.metadata.message_id)
-            self._kept_replies[message.metadata.message_id] = reply
-        return ids
+        messages = list(messages)
+        for reply in self.stream(messages):
+            self._kept_replies[reply.metadata.reply_to_message_id] = reply
+        return [message.metadata.message_id for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._kept_replies.pop(message_id) for message_id in message_ids if message_id in self._kept_replies]
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
+        """The reply of the node that a named message goes to."""
         context = self._contexts.get(message.metadata.dst_node_id)
-        self._name(message)
         if context is None:
             error = Error(ErrorCode.NODE_UNAVAILABLE, f"node {message.metadata.dst_node_id} is not in this federation")
-            reply = Message(error, reply_to=message)
-        else:
-            reply = self._call(message, context)
-        self._name(reply)
-        return reply
+            return Message(error, reply_to=message)
+        return self._call(message, context)
 
     def _call(self, message: Message, context: Context) -> Message:
         with _acting_as(self._run_id, context.node_id):

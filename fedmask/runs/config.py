@@ -365,8 +365,11 @@ class RunConfig:
     runtime: Annotated[
         str, "Where server and clients run", _one_of(local="in one process", ray="Flower's simulation engine on Ray")
     ]
+    workers: Annotated[
+        int, "Processes that clients run in, with a base model and `threads` threads each; for runtime=local", _whole(1)
+    ]
     seed: Annotated[int, "Seed of the whole run", _whole(0)]
-    threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "the CPUs that this process may use")]
+    threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "this process's share of the CPUs")]
     output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
     overwrite: Annotated[bool, "Whether a folder that already holds a run may be replaced", _switch()]
 
@@ -440,6 +443,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _model_options(values)
     yield from _client_counts(values)
     yield from _baselines(values)
+    if values.get("runtime") == "ray" and values.get("workers", 1) > 1:
+        yield f"workers={values['workers']}: for runtime=local; ray.client_cpus= says how many work at once on Ray"
 
 
 def _baselines(values: Mapping[str, Any]) -> Iterator[str]:
@@ -522,10 +527,15 @@ def build(raw: Mapping[str, object]) -> RunConfig:
     if faults:
         raise ConfigError(faults)
     if values["threads"] is None:
-        # On Ray a process works for one client at a time, and has that client's CPUs.
-        values["threads"] = max(1, int(values["ray.client_cpus"])) if values["runtime"] == "ray" else usable_cpus()
+        values["threads"] = _threads_a_process(values)
     nested = {name: section(**_section_values(values, name)) for name, section in SECTIONS.items()}
     return RunConfig(**nested, **{key: value for key, value in values.items() if "." not in key})
+
+
+def _threads_a_process(values: Mapping[str, Any]) -> int:
+    if values["runtime"] == "ray":  # a process works for one client at a time, and has that client's CPUs
+        return max(1, int(values["ray.client_cpus"]))
+    return max(1, usable_cpus() // int(values["workers"]))
 
 
 def check(raw: Mapping[str, object], undecided: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:

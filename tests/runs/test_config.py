@@ -65,6 +65,7 @@ VALID: dict[str, Any] = {
     "baseline": "none",
     "compare": [],
     "runtime": "local",
+    "workers": 1,
     "seed": 0,
     "threads": 2,
     "output": None,
@@ -120,7 +121,7 @@ BAD_VALUES = [
     ("clients", -1, "clients=-1: must be a whole number of at least 1"),
     ("clients_per_round", 0, "clients_per_round=0: must be a whole number of at least 1, or null (all)"),
     ("seed", -1, "seed=-1: must be a whole number of at least 0"),
-    ("threads", 0, "threads=0: must be a whole number of at least 1, or null (the CPUs that this process may use)"),
+    ("threads", 0, "threads=0: must be a whole number of at least 1, or null (this process's share of the CPUs)"),
     ("output", "", "output='': must be a folder, or null (a new one under runs/)"),
     ("output", 3, "output=3: must be a folder, or null (a new one under runs/)"),
     ("output", ["a", None], "output=[a,null]: must be a folder, or null (a new one under runs/)"),
@@ -436,6 +437,14 @@ def test_rules_and_sources_are_those_of_the_library() -> None:
     for name, rule in RULES.items():
         _, faults = check(changed(mask__rule=name))
         assert any("takes no density" in fault for fault in faults) == (not rule.takes_density)
+
+
+def test_workers_are_of_one_machine_and_share_its_threads() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(changed(runtime="ray", workers=2))
+    assert str(caught.value) == "workers=2: for runtime=local; ray.client_cpus= says how many work at once on Ray"
+    alone, many = (build(changed(threads=None, workers=workers)).threads for workers in (1, 10_000))
+    assert (alone, many) == (len(os.sched_getaffinity(0)), 1)
 
 
 def test_baselines_that_contradict_the_run() -> None:
