@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from fedmask.runs.study import Finished, Study
 
@@ -37,6 +37,7 @@ def score_against_bytes(study: Study, results: Mapping[tuple[str, str], Sequence
             axes.set_title(f"({setting.name}) {setting.title}", loc="left")
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(EngFormatter("B"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(color="#e0e0e0")
         for axes in panels[len(study.settings) :]:
             axes.set_axis_off()
@@ -45,7 +46,7 @@ def score_against_bytes(study: Study, results: Mapping[tuple[str, str], Sequence
         labels = {
             text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=3, frameon=False)
         return _svg(figure)
 
 

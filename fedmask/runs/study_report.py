@@ -99,9 +99,9 @@ def _made_by(study: Study, num_seeds: int, finished: Mapping[str, Finished]) -> 
     hours = sum(entry.summary["seconds"] for entry in finished.values()) / 3600
     return (
         f"Mean over tasks of the test score, ± the standard deviation over seeds where there are several; made by "
-        f"`python scripts/study.py experiment={study.name} data.root=DIR`, {len(finished)} runs, {hours:.1f} hours of "
-        f"one thread, commit {', '.join(commits)}. Rates were chosen on validation with one seed; the test split was "
-        "scored once a cell." + _what_is_left(study, num_seeds, finished)
+        f"`python scripts/study.py experiment={study.name} data.root=DIR`, {len(finished)} runs of {hours:.1f} hours "
+        f"together on one thread each, commit {', '.join(commits)}. Rates were chosen on validation with one seed; the "
+        "test split was scored once a cell." + _what_is_left(study, num_seeds, finished)
     )
 
 

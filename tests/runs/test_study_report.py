@@ -76,7 +76,7 @@ def test_the_page_tells_what_was_tried_and_what_was_chosen(
     assert "client.learning_rate 0.03: 0.550" in page
     assert "| client.learning_rate 0.03 |" in page
     assert "always the client's majority label | 0.600 ± 0.000 | 0.600 ± 0.000 |" in page
-    assert f"{len(finished)} runs, {len(finished) / 2:.1f} hours of one thread, commit abc1234" in page
+    assert f"{len(finished)} runs of {len(finished) / 2:.1f} hours together on one thread each, commit abc1234" in page
     assert (tmp_path / "docs" / "small.svg").read_text().count("<svg") == 1
 
 
