@@ -62,6 +62,8 @@ def _composed(overrides: str) -> RunConfig:
     faults = []
     if config.runtime != "local":
         faults.append(f"runtime={config.runtime}: flwr run brings a runtime of its own; leave it out")
+    if config.workers > 1:
+        faults.append(f"workers={config.workers}: flwr run says how many clients work at once; leave it out")
     if config.compare:
         faults.append(f"compare={shown(config.compare)}: flwr run runs one federation; run each with baseline=NAME")
     if faults:

@@ -202,6 +202,7 @@ def test_flowers_server_app_runs_the_overrides_it_is_given(
                 "compare=[frozen,alone]: flwr run runs one federation; run each with baseline=NAME",
             ],
         ),
+        ("workers=2", ["workers=2: flwr run says how many clients work at once; leave it out"]),
         ("output='a b", ["hydra=output='a b: No closing quotation"]),
         ("rouns=3", ["rouns=3: no such key; did you mean rounds?"]),
     ],
