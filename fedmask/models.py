@@ -7,6 +7,7 @@ tensors that a checkpoint lacks (RoBERTa's pooler) are set to zero instead of to
 import hashlib
 import itertools
 import json
+import math
 import string
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -43,6 +44,9 @@ BUNDLED_SHA256 = {
 
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the model hub may take to answer at all."""
+
+ALIGNMENT_BYTES = 64
+"""At multiples of this torch puts tensors on a CPU, for the sake of its kernels."""
 
 WEIGHTS_SEED = 0
 """Seed of `weights=random`: part of what the name means, so it does not follow the run's seed."""
@@ -122,7 +126,24 @@ def _load_base(
     else:
         encoder, tokenizer = _from_checkpoint(_resolve(name, hub, path))
     encoder.eval().requires_grad_(False)
+    lay_out_in_one_piece(encoder)
     return BaseModel(shown_name(name, path), weights, encoder, tokenizer, base_digest(encoder))
+
+
+def lay_out_in_one_piece(encoder: nn.Module) -> None:
+    """Make all parameters of a dtype views of one piece of memory: one scatter then writes into any number of them.
+
+    Each still starts at a multiple of 64 bytes, as tensors of their own do.
+    """
+    parameters = list(encoder.parameters())
+    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
+        alike = [parameter for parameter in parameters if parameter.dtype == dtype]
+        step = ALIGNMENT_BYTES // alike[0].element_size()
+        starts = [0, *itertools.accumulate(math.ceil(parameter.numel() / step) * step for parameter in alike)]
+        memory = torch.zeros(starts[-1], dtype=dtype)
+        for parameter, start in zip(alike, starts, strict=False):
+            place = memory[start : start + parameter.numel()].view(parameter.shape)
+            parameter.data = place.copy_(parameter.data)
 
 
 @dataclass(frozen=True)
