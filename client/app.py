@@ -8,6 +8,7 @@ not hold it asks for: its reply names what is missing, and the server sends it a
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def receive_mask(message: Message, context: Context) -> Message:
             "mask-mismatch": str(error),
         }
         return Message(pack(config=refusal), reply_to=message)
-    context.state[SETUP] = ConfigRecord({"bytes": setup_bytes})
+    context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context)
     facts: dict[str, int | float | str | bool] = {
         "client-id": client.data.client_id,
@@ -84,6 +85,12 @@ def receive_mask(message: Message, context: Context) -> Message:
         "head-size": client.layout.size,
     }
     return Message(pack(config=facts), reply_to=message)
+
+
+@lru_cache(maxsize=2)
+def _setup_record(setup_bytes: bytes) -> ConfigRecord:
+    """One object for all clients of a process: of ten thousand, each holds a reference."""
+    return ConfigRecord({"bytes": setup_bytes})
 
 
 class MissingError(Exception):
