@@ -348,7 +348,7 @@ def _seconds(config: RunConfig, train: float, encode: float) -> float:
 
     clients = population(config.data, config.clients, config.seed)
     tasks = {client.task.name: client.task for client in clients}.values()
-    num_train = sum(len(client.train) for client in clients)
+    num_train = sum(client.num_examples for client in clients)
     validation, test = (sum(len(getattr(task, split)) for task in tasks) for split in ("validation", "test"))
     test = test if config.score_test else 0
     if config.baseline == "frozen":  # encodes everything once
