@@ -1,6 +1,6 @@
 """Measure fedmask beside what people use today, in one run on this machine, as ratios:
 
-    python scripts/benchmark.py section=inference|all [output=DIR] [trial=true]
+    python scripts/benchmark.py section=mask|step|inference|all [output=DIR] [trial=true]
     python scripts/benchmark.py readme=true [output=DIR]
 
 Prints a table a section and writes DIR/benchmark.json (by default runs/benchmark), a list of rows `section`, `work`,
@@ -36,7 +36,7 @@ from fedmask.runs.console import console
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("section", "output", "trial", "readme")
-SECTIONS = ("inference",)
+SECTIONS = ("mask", "step", "inference")
 """In the order of section=all; each is a module of scripts/benchmarks with a function `rows(settings)`."""
 REPEATS = 7
 
@@ -130,12 +130,19 @@ def _measured(section: str, request: Request, before: Sequence[Row], began: floa
         console.print(f"[{time.monotonic() - began:5.0f} s] {section}, {what}", markup=False)
 
     settings = Settings(request.is_trial, 1 if request.is_trial else REPEATS, say)
-    section_rows: Callable[[Settings], Iterator[Row]] = import_module(f"benchmarks.{section}").rows
     rows: list[Row] = []
-    for row in section_rows(settings):
+    for row in _section(section)(settings):
         rows.append(row)
         _write_json(request.output / "benchmark.json", [each.to_json() for each in (*before, *rows)])
         say(sentence(row))
+    return rows
+
+
+def _section(name: str) -> Callable[[Settings], Iterator[Row]]:
+    try:
+        rows: Callable[[Settings], Iterator[Row]] = import_module(f"benchmarks.{name}").rows
+    except ModuleNotFoundError as error:
+        raise FedmaskError(f"section={name}: needs the package {error.name}; `make setup` installs it") from error
     return rows
 
 

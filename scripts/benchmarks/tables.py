@@ -60,7 +60,7 @@ def _readme_lines(rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> Iter
         yield f"| {row['section']} | {row['work']} | {row['variant']} | {row['rival']} | {values} | {ratios} |"
     yield ""
     yield (
-        f"{sum(row['met'] for row in judged)} of {len(judged)} targets met. Made by `python scripts/benchmark.py section=all"
-        f" output=DIR`, medians of alternating runs, on {machine_line(facts)}. DIR/benchmark.json also has the rows"
-        " without a target: CPU times and rivals that inform."
+        f"{sum(row['met'] for row in judged)} of {len(judged)} targets met. Made by `python scripts/benchmark.py"
+        f" section=all output=DIR`, medians of alternating runs, on {machine_line(facts)}. DIR/benchmark.json also has"
+        " the rows without a target: CPU times, and rivals that inform."
     )
