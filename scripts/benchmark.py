@@ -116,9 +116,7 @@ def measure(request: Request) -> None:
         rows += _measured(section, request, rows, began)
         console.print(section_table(section, [row for row in rows if row.section == section]))
         gc.collect()
-    console.print(verdict(rows), markup=False)
-    if request.is_trial:
-        console.print("a trial: it shows that the benchmark runs, its figures mean nothing")
+    console.print("a trial: its figures mean nothing" if request.is_trial else verdict(rows), markup=False)
     console.print(f"{(time.monotonic() - began) / 60:.1f} minutes; rows in {request.output / 'benchmark.json'}")
 
 

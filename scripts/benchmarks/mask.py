@@ -1,4 +1,4 @@
-"""The mask of smallest magnitude beside torch.topk over the concatenated magnitudes, and beside one read of the weights.
+"""The mask of smallest magnitude beside torch.topk over the concatenated magnitudes and beside one read of the weights.
 
 fedmask's side is `fedmask.masks.select` with the base digest given: that is made once a process, when a model is
 loaded. All sides look at the same tensors, the encoder's 2-D weights. Memory is what a fresh process that holds the

@@ -50,9 +50,14 @@ def alternate(works: Mapping[str, Work], repeats: int) -> dict[str, Timing]:
     for work in works.values():
         work()
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            runs[name].append(_seconds(work))
+    gc.collect()
+    gc.freeze()  # so that collecting between the runs looks at what they left, and not at all that was imported
+    try:
+        for _ in range(repeats):
+            for name, work in works.items():
+                runs[name].append(_seconds(work))
+    finally:
+        gc.unfreeze()
     return {name: Timing(*map(tuple, zip(*taken, strict=True))) for name, taken in runs.items()}
 
 

@@ -10,7 +10,7 @@ supertuning       peft, as many entries, of smallest magnitude in each tensor
 native biases     the feed-forward biases ask for gradients themselves; AdamW on them
 
 Before and after the timing fedmask's gradients are held against the dense ones: a fast wrong step ends the benchmark.
-Memory is the peak resident size of a fresh process that takes a few steps: all of it, with what Python and the libraries
+Memory is the peak resident size of a fresh process that takes a few steps: all of it, with what Python and libraries
 need, and the step's part alone: the encoder, and what the peak was above the process with the encoder loaded.
 """
 
