@@ -105,15 +105,24 @@ def _measure_memory(prepare: Callable[[], Work]) -> Memory:
     work = prepare()
     gc.collect()
     loaded_bytes = resident_bytes()
-    # Loading had a peak of its own: 5 sets the high-water mark back to what is resident now.
-    Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()  # loading had a peak of its own
     work()
-    return Memory(loaded_bytes, _status_bytes("VmHWM"))
+    return Memory(loaded_bytes, peak_bytes())
 
 
 def resident_bytes() -> int:
     """Memory of this process now. Raises FedmaskError where there is no /proc."""
     return _status_bytes("VmRSS")
+
+
+def reset_peak() -> None:
+    """From here on `peak_bytes` counts what is resident now, and what comes."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most that was resident in this process."""
+    return _status_bytes("VmHWM")
 
 
 def _status_bytes(field: str) -> int:
@@ -131,7 +140,7 @@ def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Res
     """
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sending, function, arguments), daemon=True)
+    process = context.Process(target=_answer, args=(sending, function, arguments))
     process.start()
     sending.close()
     try:
