@@ -44,6 +44,9 @@ BUNDLED_SHA256 = {
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the model hub may take to answer at all."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What the parameters of a base model may be cast to."""
+
 WEIGHTS_SEED = 0
 """Seed of `weights=random`: part of what the name means, so it does not follow the run's seed."""
 
@@ -68,6 +71,11 @@ class BaseModel:
         return sum(parameter.numel() for parameter in self.encoder.parameters())
 
     @property
+    def dtype(self) -> str:
+        """Of the encoder's parameters: a name in DTYPES where the model was loaded with one."""
+        return str(next(self.encoder.parameters()).dtype).removeprefix("torch.")
+
+    @property
     def hidden_size(self) -> int:
         return int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
@@ -78,16 +86,18 @@ def load_base(
     path: str | None = None,
     weights: str = "pretrained",
     geometry: Mapping[str, int | float | str] | None = None,
+    dtype: str | None = None,
 ) -> BaseModel:
     """Load an encoder once per process; later calls with the same arguments return the same object, unless the files of
     the folder have changed.
 
     The order for pretrained weights is `path` (a folder or a hub name), the local hub cache, for MiniLM the bundled
     package, the hub. A model without a hub name (`tiny`) is made from its geometry and a seed.
+    `dtype`, a name in DTYPES, is what all parameters are cast to; without it they stay as they are stored.
 
     Raises FedmaskError where nothing is found, where a file is not the one it should be, and for decoder-only models.
     """
-    return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None, _stamp(path))
+    return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None, dtype, _stamp(path))
 
 
 def shown_name(name: str, path: str | None) -> str:
@@ -112,6 +122,7 @@ def _load_base(
     path: str | None,
     weights: str,
     geometry: str | None,
+    dtype: str | None,
     stamp: tuple[tuple[str, int, int], ...],
 ) -> BaseModel:
     transformers_logging.set_verbosity_error()
@@ -122,7 +133,15 @@ def _load_base(
     else:
         encoder, tokenizer = _from_checkpoint(_resolve(name, hub, path))
     encoder.eval().requires_grad_(False)
+    if dtype is not None:
+        _cast(encoder, DTYPES[dtype])
     return BaseModel(shown_name(name, path), weights, encoder, tokenizer, base_digest(encoder))
+
+
+def _cast(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters alone, to the nearest value: a buffer, such as rotary frequencies, keeps the precision it needs."""
+    for parameter in encoder.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,8 @@ def _gathered(weight: Tensor, index: Tensor) -> LinearGradient:
     rows, columns = index // weight.shape[1], index % weight.shape[1]
 
     def gradient(g: Tensor, x: Tensor) -> Tensor:
-        return (g[:, rows] * x[:, columns]).sum(0, dtype=torch.float32)
+        # In float32 also for a bfloat16 model: there the product of two bfloat16 numbers is exact.
+        return (g[:, rows].float() * x[:, columns].float()).sum(0)
 
     return gradient
 
@@ -159,7 +160,7 @@ def _sampled(weight: Tensor, index: Tensor) -> LinearGradient:
     pattern = torch.sparse_csr_tensor(starts, index % num_columns, zeros, size=(num_rows, num_columns))
 
     def gradient(g: Tensor, x: Tensor) -> Tensor:
-        # In float32 also for a bfloat16 model: the product has no other form on a CPU.
+        # In float32 as above; on a CPU the product has no other form.
         product: Tensor = torch.sparse.sampled_addmm(pattern, g.float().t(), x.float(), beta=0.0)
         return product.values()
 

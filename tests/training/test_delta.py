@@ -214,7 +214,7 @@ def test_another_base_is_refused_with_both_digests(tiny: BaseModel, with_mask: b
         tiny_delta(tiny, with_mask=with_mask).merge(other)
     assert str(caught.value) == (
         f"this adapter belongs to the base model tiny with digest {tiny.digest}, the model given has digest "
-        f"{base_digest(other)}; load the adapter's own base"
+        f"{base_digest(other)}; load the adapter's own base, in float32"
     )
 
 
