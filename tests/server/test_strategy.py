@@ -46,9 +46,7 @@ Change = Callable[[Message], Message | None]
 
 def plain_averaging(config: RunConfig, cohorts: list[list[int]] | None = None) -> tuple[np.ndarray, dict[int, Any]]:
     """Federated averaging as a loop: the global delta after the last round, and every client's head."""
-    base = load_base(
-        config.model.name, config.model.hub, config.model.path, config.model.weights, config.model.geometry
-    )
+    base = load_base(**dataclasses.asdict(config.model))
     mask = select(base.encoder, rule=config.mask.rule, density=config.mask.density)
     entries = SelectedEntries(base.encoder, mask)
     gradient = SelectedGradient(base.encoder, entries)
