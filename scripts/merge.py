@@ -3,20 +3,24 @@
     python scripts/merge.py adapter=FILE output=FOLDER [model=NAME | model.path=FOLDER] [head=FILE]
 
 The base is found by the adapter's own name, or given; its digest must be the adapter's. FOLDER becomes an ordinary
-Hugging Face model folder in the base's dtype, its weights bit-identical to base plus delta, rounded to it. With a head, which a run keeps under clients/,
-`fedmask.load_classifier(FOLDER)` maps texts to labels.
+Hugging Face model folder in the base's dtype, its weights bit-identical to base plus delta. With a head, which a run
+keeps under clients/, `fedmask.load_classifier(FOLDER)` maps texts to labels.
 """
 
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedmask.errors import FedmaskError
 from fedmask.runs.config import ModelConfig
 from server.compose import compose
+
+if TYPE_CHECKING:
+    from fedmask.training.delta import Delta
 
 OWN_KEYS = ("adapter", "output", "head")
 
@@ -100,14 +104,15 @@ def _base_config(delta: "Delta", overrides: list[str]) -> ModelConfig:
     """The base model given, else the one that the adapter names; in the adapter's dtype, unless another is given."""
     from server.compose import groups
 
-    name, facts = delta.base_name, [f"model.weights={delta.base_weights}", f"model.dtype={delta.base_dtype}"]
+    name, weights, dtype = delta.base_name, f"model.weights={delta.base_weights}", f"model.dtype={delta.base_dtype}"
+    if any(override.startswith("model.dtype=") for override in overrides):
+        return compose(overrides).model
     if overrides:
-        dtype_is_given = any(override.startswith("model.dtype=") for override in overrides)
-        return compose(overrides if dtype_is_given else [*overrides, facts[1]]).model
+        return compose([*overrides, dtype]).model
     if name in groups()["model"]:
-        return compose([f"model={name}", *facts]).model
+        return compose([f"model={name}", weights, dtype]).model
     if name.count("/") == 1:
-        return compose([f"model.path={name}", *facts]).model
+        return compose([f"model.path={name}", weights, dtype]).model
     raise FedmaskError(
         f"the adapter's base model {name} is no configuration of conf/model; give its folder with model.path="
     )

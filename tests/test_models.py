@@ -380,7 +380,9 @@ def test_a_stored_model_stays_in_its_dtype_unless_another_is_asked_for(tmp_path:
     model = RobertaModel(RobertaConfig(**GEOMETRY), add_pooling_layer=False).bfloat16()
     model.save_pretrained(tmp_path)
     small_tokenizer().save_pretrained(tmp_path)
-    stored, again, wide = (load_base("own", None, str(tmp_path), dtype=dtype) for dtype in (None, "bfloat16", "float32"))
+    stored, again, wide = (
+        load_base("own", None, str(tmp_path), dtype=dtype) for dtype in (None, "bfloat16", "float32")
+    )
     assert (stored.dtype, again.dtype, wide.dtype) == ("bfloat16", "bfloat16", "float32")
     assert stored.digest == again.digest != wide.digest
     held = dict(wide.encoder.named_parameters())

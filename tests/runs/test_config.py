@@ -25,8 +25,14 @@ from fedmask.runs.config import (
 )
 
 VALID: dict[str, Any] = {
-    "model": {"name": "tiny", "hub": None, "path": None, "weights": "random", "dtype": "float32"}
-    | {"geometry": {"model_type": "bert"}},
+    "model": {
+        "name": "tiny",
+        "hub": None,
+        "path": None,
+        "weights": "random",
+        "dtype": "float32",
+        "geometry": {"model_type": "bert"},
+    },
     "data": {
         "source": "demo",
         "root": None,

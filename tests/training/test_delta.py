@@ -220,7 +220,7 @@ def test_an_adapter_says_what_its_base_is_held_in_unless_that_is_float32(
     merged = loaded.merge(tiny_bf16.encoder)
     assert all_bits(merged) == all_bits(delta.merge(tiny_bf16.encoder))
     assert {tensor.dtype for tensor in merged.parameters()} == {torch.bfloat16}
-    with pytest.raises(MaskMismatchError, match="load the adapter's own base, in bfloat16$"):
+    with pytest.raises(MaskMismatchError, match=r"load the adapter's own base, in bfloat16$"):
         loaded.merge(tiny.encoder)
 
 
