@@ -29,7 +29,8 @@ from transformers import (
 from fedmask import models
 from fedmask.errors import FedmaskError
 from fedmask.masks import base_digest
-from fedmask.models import MINILM_HUB_NAME, BaseModel, bundled_minilm, load_base, small_tokenizer
+from fedmask.models import DTYPES, MINILM_HUB_NAME, BaseModel, bundled_minilm, load_base, small_tokenizer
+from fedmask.runs.config import KEYS
 
 GEOMETRY = {
     "model_type": "roberta",
@@ -387,6 +388,13 @@ def test_a_stored_model_stays_in_its_dtype_unless_another_is_asked_for(tmp_path:
     assert stored.digest == again.digest != wide.digest
     held = dict(wide.encoder.named_parameters())
     assert all(torch.equal(tensor.float(), held[name]) for name, tensor in stored.encoder.named_parameters())
+
+
+def test_a_dtype_that_is_not_known_is_one_line() -> None:
+    with pytest.raises(FedmaskError, match=r"^model\.dtype=float16: must be one of float32, bfloat16$"):
+        load_base("tiny", geometry=GEOMETRY, dtype="float16")
+    assert KEYS["model.dtype"].allowed.choices is not None
+    assert list(KEYS["model.dtype"].allowed.choices) == list(DTYPES)
 
 
 def test_buffers_keep_their_precision() -> None:
