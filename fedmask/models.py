@@ -95,8 +95,8 @@ def load_base(
     package, the hub. A model without a hub name (`tiny`) is made from its geometry and a seed.
     `dtype`, a name in DTYPES, is what all parameters are cast to; without it they stay as they are stored.
 
-    Raises FedmaskError where nothing is found, where a file is not the one it should be, for decoder-only models, and for
-    a dtype that is none of DTYPES.
+    Raises FedmaskError where nothing is found, where a file is not the one it should be, for decoder-only models, and
+    for another dtype.
     """
     if dtype is not None and dtype not in DTYPES:
         raise FedmaskError(f"model.dtype={dtype}: must be one of {', '.join(DTYPES)}")
