@@ -7,6 +7,7 @@ tensors that a checkpoint lacks (RoBERTa's pooler) are set to zero instead of to
 import hashlib
 import itertools
 import json
+import math
 import string
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -46,6 +47,9 @@ HUB_TIMEOUT_SECONDS = 10.0
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What the parameters of a base model may be cast to."""
+
+ALIGNMENT_BYTES = 64
+"""At multiples of this torch puts tensors on a CPU, for the sake of its kernels."""
 
 WEIGHTS_SEED = 0
 """Seed of `weights=random`: part of what the name means, so it does not follow the run's seed."""
@@ -138,6 +142,7 @@ def _load_base(
     encoder.eval().requires_grad_(False)
     if dtype is not None:
         _cast(encoder, DTYPES[dtype])
+    lay_out_in_one_piece(encoder)
     return BaseModel(shown_name(name, path), weights, encoder, tokenizer, base_digest(encoder))
 
 
@@ -145,6 +150,22 @@ def _cast(encoder: nn.Module, dtype: torch.dtype) -> None:
     """Parameters alone, to the nearest value: a buffer, such as rotary frequencies, keeps the precision it needs."""
     for parameter in encoder.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def lay_out_in_one_piece(encoder: nn.Module) -> None:
+    """Make all parameters of a dtype views of one piece of memory: one scatter then writes into any number of them.
+
+    Each still starts at a multiple of 64 bytes, as tensors of their own do.
+    """
+    parameters = list(encoder.parameters())
+    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
+        alike = [parameter for parameter in parameters if parameter.dtype == dtype]
+        step = ALIGNMENT_BYTES // alike[0].element_size()
+        starts = [0, *itertools.accumulate(math.ceil(parameter.numel() / step) * step for parameter in alike)]
+        memory = torch.zeros(starts[-1], dtype=dtype)
+        for parameter, start in zip(alike, starts, strict=False):
+            place = memory[start : start + parameter.numel()].view(parameter.shape)
+            parameter.data = place.copy_(parameter.data)
 
 
 @dataclass(frozen=True)

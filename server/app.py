@@ -27,7 +27,7 @@ from fedmask.runs.tensorboard import Scalars, check_installed
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
 from fedmask.training.text import check_length
-from fedmask.wire.ledger import Ledger, full_finetuning_bytes_per_client_round
+from fedmask.wire.ledger import Ledger, LedgerLine, full_finetuning_bytes_per_client_round
 from fedmask.wire.setup import Settings
 from server.compose import compose
 from server.scores import Scores
@@ -227,7 +227,6 @@ class _FolderObserver:
     ledger: Ledger
     scalars: Scalars | None
     watching: Observer
-    written_lines: int = 0
 
     def stage_started(self, server_round: int, stage: str, num_clients: int) -> None:
         self.watching.stage_started(server_round, stage, num_clients)
@@ -241,9 +240,9 @@ class _FolderObserver:
     def round_ended(self, report: RoundReport) -> None:
         line = round_line(report)
         self.folder.add_round(line)
-        self._write_ledger()
+        messages = self._write_ledger()
         if self.scalars is not None:
-            self.scalars.add_round(line, self.ledger.lines)
+            self.scalars.add_round(line, messages)
         self.watching.round_ended(report)
 
     def close(self, test_scores: Scores) -> None:
@@ -252,9 +251,11 @@ class _FolderObserver:
         if self.scalars is not None:
             self.scalars.close(test_scores.score(), test_scores.mean_score())
 
-    def _write_ledger(self) -> None:
-        self.folder.add_communication(line.as_dict() for line in self.ledger.lines[self.written_lines :])
-        self.written_lines = len(self.ledger.lines)
+    def _write_ledger(self) -> list[LedgerLine]:
+        """What was written: the ledger's lines since the last time."""
+        lines = self.ledger.take_lines()
+        self.folder.add_communication(line.as_dict() for line in lines)
+        return lines
 
 
 def round_line(report: RoundReport) -> dict[str, Any]:

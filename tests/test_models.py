@@ -360,6 +360,7 @@ def test_a_dtype_is_what_the_parameters_are_rounded_to_and_nothing_else_changes(
     assert tiny_bf16.num_parameters == tiny.num_parameters
     rounded = dict(tiny_bf16.encoder.named_parameters())
     assert {parameter.dtype for parameter in rounded.values()} == {torch.bfloat16}
+    assert len({parameter.untyped_storage().data_ptr() for parameter in rounded.values()}) == 1
     for name, parameter in tiny.encoder.named_parameters():
         assert torch.equal(rounded[name], parameter.to(torch.bfloat16)), name
     assert not any(parameter.requires_grad for parameter in rounded.values())
@@ -404,6 +405,26 @@ def test_buffers_keep_their_precision() -> None:
     assert any(buffer.is_floating_point() for buffer in buffers.values())
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in low.named_buffers())
     assert low(input_ids=torch.arange(5, 12)[None]).last_hidden_state.dtype == torch.bfloat16
+
+
+def test_all_parameters_lie_in_one_piece_of_memory_with_the_bits_they_had(tiny: BaseModel) -> None:
+    copied = copy.deepcopy(tiny.encoder)  # a copy has a piece for each
+    assert len({parameter.untyped_storage().data_ptr() for parameter in copied.parameters()}) > 1
+    assert len({parameter.untyped_storage().data_ptr() for parameter in tiny.encoder.parameters()}) == 1
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in tiny.encoder.parameters())
+    models.lay_out_in_one_piece(copied)
+    assert len({parameter.untyped_storage().data_ptr() for parameter in copied.parameters()}) == 1
+    assert base_digest(copied) == tiny.digest
+
+
+def test_parameters_of_two_dtypes_and_a_tied_one_are_laid_out_as_well() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 5), torch.nn.Linear(5, 3).half(), torch.nn.Linear(3, 5)])
+    model[2].weight = model[0].weight
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    models.lay_out_in_one_piece(model)
+    assert model[2].weight is model[0].weight
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    assert len({parameter.untyped_storage().data_ptr() for parameter in model.parameters()}) == 2
 
 
 def test_the_small_tokenizer_reads_any_english_and_survives_its_file(tmp_path: Path) -> None:

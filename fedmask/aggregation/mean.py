@@ -5,6 +5,7 @@ arrive cannot change a bit.
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedmask.errors import FedmaskError
@@ -14,14 +15,15 @@ class WeightedMean:
     """Running weighted mean of float32 vectors (k,)."""
 
     def __init__(self, size: int) -> None:
-        self._sum = np.zeros(size, np.float64)
+        self._sum = torch.zeros(size, dtype=torch.float64)
         self._weight = 0.0
 
     def add(self, values: NDArray[np.float32], weight: float) -> None:
         """weight: num_examples, above 0."""
-        if values.shape != self._sum.shape:
-            raise FedmaskError(f"mean of vectors of {self._sum.size} values: found one of shape {values.shape}")
-        self._sum += values.astype(np.float64) * weight
+        if values.shape != tuple(self._sum.shape):
+            raise FedmaskError(f"mean of vectors of {len(self._sum)} values: found one of shape {values.shape}")
+        # One pass without a float64 copy of the values, which NumPy would make.
+        self._sum.add_(torch.from_numpy(values), alpha=weight)
         self._weight += weight
 
     @property
@@ -32,4 +34,4 @@ class WeightedMean:
         """float64 (k,). Raises FedmaskError where nothing was added."""
         if self.is_empty:
             raise FedmaskError("mean of no updates: no client's reply was accepted")
-        return self._sum / self._weight
+        return (self._sum / self._weight).numpy()

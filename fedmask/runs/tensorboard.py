@@ -31,16 +31,18 @@ class Scalars:
 
         self._writer = SummaryWriter(str(folder))
         self._last_round = 0
+        self._total_bytes = 0
 
-    def add_round(self, line: Mapping[str, Any], ledger: Sequence[LedgerLine]) -> None:
-        """line: of rounds.jsonl. ledger: all messages up to the end of that round."""
+    def add_round(self, line: Mapping[str, Any], messages: Sequence[LedgerLine]) -> None:
+        """line: of rounds.jsonl. messages: the ledger's lines since the round before."""
         self._last_round = line["round"]
         self._add("train/loss", line["train_loss"])
         self._add_scores("validation", line["score"], line["mean_score"])
         for direction in ("up", "down"):
-            messages = [sent for sent in ledger if (sent.round, sent.direction) == (self._last_round, direction)]
-            self._add(f"bytes/{direction}", sum(sent.wire_bytes for sent in messages))
-        self._add("bytes/total", sum(sent.wire_bytes for sent in ledger))
+            of_round = [sent for sent in messages if (sent.round, sent.direction) == (self._last_round, direction)]
+            self._add(f"bytes/{direction}", sum(sent.wire_bytes for sent in of_round))
+        self._total_bytes += sum(sent.wire_bytes for sent in messages)
+        self._add("bytes/total", self._total_bytes)
         self._add("failures", line["failures"])
         self._add("seconds", line["seconds"])
         self._writer.flush()

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from fedmask.training.vector_file import read_vector, write_vector
 
 
 class SelectedEntries:
-    """The selected entries of one live model: switch from delta to delta by one scatter a tensor, or back to the base.
+    """The selected entries of one live model: switched from delta to delta, or back to the base, by one scatter.
 
-    No entry outside the mask is ever written. The base's own values (k of them) are kept in the model's dtype.
+    (One for each piece of memory that the model lies in.) No entry outside the mask is ever written. The base's own
+    values (k of them) are kept in the model's dtype.
     """
 
     def __init__(self, model: nn.Module, mask: Mask) -> None:
@@ -48,22 +50,26 @@ class SelectedEntries:
                 raise FedmaskError(
                     f"{name} is not contiguous in memory; call .contiguous() on the model's tensors first"
                 )
-        self.base_values: list[Tensor] = [
-            tensor.detach().view(-1)[index].clone() for tensor, index in zip(self.tensors, self.indices, strict=True)
-        ]
+        self._pieces = _pieces(self.tensors, self.indices, self.slices)
+
+    @property
+    def base_values(self) -> list[Tensor]:
+        """The base's own values, tensor by tensor, in the model's dtype."""
+        packed = torch.cat([piece.base for piece in self._pieces])
+        return [packed[where] for where in self.slices]
 
     @torch.no_grad()
     def write(self, values: Tensor) -> None:
         """Set every selected entry to base + values; values: float32 (k,)."""
-        for tensor, index, base, where in zip(self.tensors, self.indices, self.base_values, self.slices, strict=True):
-            adapted = (base.float() + values[where].to(base.device)).to(base.dtype)
-            tensor.view(-1).index_copy_(0, index, adapted)
+        for piece in self._pieces:
+            adapted = (piece.base.float() + values[piece.where].to(piece.base.device)).to(piece.base.dtype)
+            piece.memory.index_copy_(0, piece.positions, adapted)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the base's own bits back."""
-        for tensor, index, base in zip(self.tensors, self.indices, self.base_values, strict=True):
-            tensor.view(-1).index_copy_(0, index, base)
+        for piece in self._pieces:
+            piece.memory.index_copy_(0, piece.positions, piece.base)
 
     @contextmanager
     def written(self, values: Tensor) -> Iterator[None]:
@@ -73,6 +79,34 @@ class SelectedEntries:
             yield
         finally:
             self.restore()
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """The selected entries that lie in one piece of memory: one scatter writes them all."""
+
+    memory: Tensor
+    """The whole piece, flat; parameters are views of it."""
+    positions: Tensor
+    """int64 (n,): where in it the entries lie."""
+    base: Tensor
+    """(n,): the base's own values there."""
+    where: slice
+    """Of the packed vector."""
+
+
+def _pieces(tensors: list[Tensor], indices: list[Tensor], slices: list[slice]) -> list[_Piece]:
+    """Neighbours in the packed vector that share their memory, together: all of a base model as fedmask loads it."""
+    pieces = []
+    placed = list(zip(tensors, indices, slices, strict=True))
+    for _, group in groupby(placed, key=lambda entry: (entry[0].untyped_storage().data_ptr(), entry[0].dtype)):
+        together = list(group)
+        first = together[0][0]
+        memory = torch.empty(0, dtype=first.dtype, device=first.device).set_(first.untyped_storage())
+        positions = torch.cat([index + int(tensor.storage_offset()) for tensor, index, _ in together])
+        where = slice(together[0][2].start, together[-1][2].stop)
+        pieces.append(_Piece(memory, positions, memory[positions], where))
+    return pieces
 
 
 @dataclass(frozen=True, eq=False)

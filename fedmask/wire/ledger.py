@@ -4,15 +4,16 @@ A message that carries vectors of two kinds gives two lines: each kind's line ha
 counted once, with the message's own kind; so the wire bytes of the lines sum to the length of the message.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Direction = Literal["up", "down"]
 """up: client to server; down: server to client."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LedgerLine:
     round: int
     """From 1; 0 for the mask. The final evaluation counts in the last round."""
@@ -29,11 +30,19 @@ class LedgerLine:
         return asdict(self)
 
 
-@dataclass
 class Ledger:
-    """Lines in the order in which messages were sent and received."""
+    """Running totals, and the lines since they were last taken: a long run's ledger is as small as a short one's."""
 
-    lines: list[LedgerLine] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._lines: list[LedgerLine] = []
+        self._wire_bytes: Counter[tuple[str, Direction]] = Counter()
+        """By kind and direction."""
+        self._train_payload_bytes: Counter[Direction] = Counter()
+        self._num_train_messages: Counter[Direction] = Counter()
+        self._clients_with_mask: set[int] = set()
+        self._round, self._trained_this_round = 0, set[int]()
+        self._num_trained = 0
+        """Over the rounds, how many clients were asked to train."""
 
     def record(
         self,
@@ -45,37 +54,57 @@ class Ledger:
         wire_bytes: int,
         other_kinds: Mapping[str, int] | None = None,
     ) -> None:
-        """Count one message.
+        """Count one message; the rounds of train messages do not descend.
 
         payload_bytes: of the message's own kind. other_kinds: payload bytes by kind of what it carries beside that.
         wire_bytes: of the whole message.
         """
         others = {kind_: size for kind_, size in (other_kinds or {}).items() if size}
         own_wire_bytes = wire_bytes - sum(others.values())
-        self.lines.append(LedgerLine(server_round, client_id, direction, kind, payload_bytes, own_wire_bytes))
+        self._add(LedgerLine(server_round, client_id, direction, kind, payload_bytes, own_wire_bytes))
         for other, size in others.items():
-            self.lines.append(LedgerLine(server_round, client_id, direction, other, size, size))
+            self._add(LedgerLine(server_round, client_id, direction, other, size, size))
+
+    def _add(self, line: LedgerLine) -> None:
+        self._lines.append(line)
+        self._wire_bytes[line.kind, line.direction] += line.wire_bytes
+        if line.kind == "mask":
+            self._clients_with_mask.add(line.client)
+        elif line.kind == "train":
+            self._train_payload_bytes[line.direction] += line.payload_bytes
+            self._num_train_messages[line.direction] += 1
+            self._note_trained(line)
+
+    def _note_trained(self, line: LedgerLine) -> None:
+        if line.round != self._round:
+            self._round, self._trained_this_round = line.round, set()
+        if line.client not in self._trained_this_round:
+            self._trained_this_round.add(line.client)
+            self._num_trained += 1
+
+    def take_lines(self) -> list[LedgerLine]:
+        """The lines since the last call, in the order in which messages were sent and received."""
+        lines, self._lines = self._lines, []
+        return lines
 
     @property
     def total_bytes(self) -> int:
         """Wire bytes of all messages, both ways."""
-        return sum(line.wire_bytes for line in self.lines)
+        return self._wire_bytes.total()
 
     def mask_bytes_per_client(self) -> float:
         """Mean wire bytes of a client's mask messages, both ways."""
-        lines = [line for line in self.lines if line.kind == "mask"]
-        return _ratio(sum(line.wire_bytes for line in lines), len({line.client for line in lines}))
+        total = self._wire_bytes["mask", "up"] + self._wire_bytes["mask", "down"]
+        return _ratio(total, len(self._clients_with_mask))
 
     def payload_bytes_per_client_round(self, direction: Direction) -> float:
         """Mean payload bytes of the train messages in this direction."""
-        lines = [line for line in self.lines if line.kind == "train" and line.direction == direction]
-        return _ratio(sum(line.payload_bytes for line in lines), len(lines))
+        return _ratio(self._train_payload_bytes[direction], self._num_train_messages[direction])
 
     def bytes_per_client_round(self, direction: Direction) -> float:
         """Wire bytes of everything but the mask, over the rounds the clients took part in (were asked to train)."""
-        lines = [line for line in self.lines if line.kind != "mask" and line.direction == direction]
-        taken_part = {(line.client, line.round) for line in self.lines if line.kind == "train"}
-        return _ratio(sum(line.wire_bytes for line in lines), len(taken_part))
+        sent = [size for (kind, way), size in self._wire_bytes.items() if kind != "mask" and way == direction]
+        return _ratio(sum(sent), self._num_trained)
 
 
 def _ratio(total: int, count: int) -> float:

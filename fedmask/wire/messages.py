@@ -51,8 +51,8 @@ def _plain(value: MetricValue) -> int | float | list[int] | list[float]:
 
 def payload_of(content: RecordDict) -> bytes:
     """The packed bytes, empty where there are none. Raises RejectedMessage for anything but one byte array."""
-    record = content.array_records.get(PAYLOAD)
-    if record is None:
+    record = content.get(PAYLOAD)
+    if not isinstance(record, ArrayRecord):
         return b""
     arrays = list(record.values())
     if len(arrays) != 1 or arrays[0].stype != STYPE:
@@ -64,7 +64,8 @@ def payload_of(content: RecordDict) -> bytes:
 
 def config_of(content: RecordDict) -> ConfigRecord:
     """The small facts; empty where the message carries none."""
-    return content.config_records.get(CONFIG, ConfigRecord())
+    record = content.get(CONFIG)
+    return record if isinstance(record, ConfigRecord) else ConfigRecord()
 
 
 def whole_number(config: ConfigRecord, key: str) -> int:
@@ -85,7 +86,8 @@ def word(config: ConfigRecord, key: str) -> str:
 
 def metrics_of(content: RecordDict) -> MetricRecord:
     """The numbers that come back; empty where the message carries none."""
-    return content.metric_records.get(METRICS, MetricRecord())
+    record = content.get(METRICS)
+    return record if isinstance(record, MetricRecord) else MetricRecord()
 
 
 def error_reply(message: Message, error: Exception) -> Message:
@@ -118,9 +120,9 @@ def _single_payload(message: Message) -> bytes | None:
     content = message.content
     if not all(isinstance(record, _RECORD_KINDS.get(name, ())) for name, record in content.items()):
         return None
-    if PAYLOAD not in content:
+    arrays = content.get(PAYLOAD)
+    if not isinstance(arrays, ArrayRecord):  # checked above: it is one, or is not there
         return b""
-    arrays = content.array_records[PAYLOAD]
     if list(arrays) != [_ARRAY]:
         return None
     array = arrays[_ARRAY]

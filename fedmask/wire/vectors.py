@@ -49,7 +49,7 @@ def frame(vector: NamedVector) -> bytes:
     header = _HEADER.pack(
         FRAME_VERSION, codec.number, COMBINE_NUMBERS[vector.combine], len(name), vector.values.size, layout, len(body)
     )
-    return header + name + body
+    return b"".join((header, name, body))
 
 
 def frame_sizes(payload: bytes) -> dict[str, int]:
@@ -84,7 +84,8 @@ def unframe(payload: bytes, expected: Iterable[tuple[str, str, int]]) -> dict[st
         if header.size != expected_size:
             raise RejectedMessage("wrong-length", f"vector {name!r} has {header.size} values, expected {expected_size}")
         try:
-            values = header.codec.decode(payload[end - header.body_length : end], header.size)
+            body = memoryview(payload)[end - header.body_length : end]
+            values = header.codec.decode(body, header.size)
         except FedmaskError as error:
             raise RejectedMessage("undecodable", f"vector {name!r}: {error}") from error
         found[name] = NamedVector(name, layout_digest, values, header.codec.name, header.combine)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe, base_digest, select
-from fedmask.models import BaseModel
+from fedmask.models import BaseModel, lay_out_in_one_piece
 from fedmask.training.delta import Delta, SelectedEntries, load_adapter
 
 BITS_OF = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
@@ -51,7 +51,7 @@ def unselected(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
 
 @st.composite
 def models_with_masks(draw: st.DrawFn, any_bits: bool = True) -> tuple[Weights, Mask]:
-    """Up to four tensors of one dtype, at least one of them with selected entries."""
+    """Up to four tensors of one dtype, each with memory of its own or not; at least one has selected entries."""
     dtype = draw(st.sampled_from(list(BITS_OF)))
     shapes = draw(st.lists(st.sampled_from([(1,), (5,), (3, 4), (2, 3, 2)]), min_size=1, max_size=4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
@@ -69,7 +69,10 @@ def models_with_masks(draw: st.DrawFn, any_bits: bool = True) -> tuple[Weights, 
         if chosen:
             indices[f"w{i}"] = np.array(sorted(chosen))
     total = sum(tensor.numel() for tensor in tensors.values())
-    return Weights(tensors), Mask({name: tuple(tensors[name].shape) for name in indices}, indices, total)
+    model = Weights(tensors)
+    if draw(st.booleans()):
+        lay_out_in_one_piece(model)
+    return model, Mask({name: tuple(tensors[name].shape) for name in indices}, indices, total)
 
 
 def random_values(k: int, seed: int, scale: float = 1.0) -> Tensor:

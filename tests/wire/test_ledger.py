@@ -33,7 +33,7 @@ def ledger() -> Ledger:
 def test_a_message_of_two_kinds_gives_two_lines_that_sum_to_its_length() -> None:
     ledger = Ledger()
     ledger.record(3, 7, "up", "train", 40, 100, {"head": 12})
-    assert [line.as_dict() for line in ledger.lines] == [
+    assert [line.as_dict() for line in ledger.take_lines()] == [
         {"round": 3, "client": 7, "direction": "up", "kind": "train", "payload_bytes": 40, "wire_bytes": 88},
         {"round": 3, "client": 7, "direction": "up", "kind": "head", "payload_bytes": 12, "wire_bytes": 12},
     ]
@@ -42,7 +42,7 @@ def test_a_message_of_two_kinds_gives_two_lines_that_sum_to_its_length() -> None
 def test_a_kind_without_bytes_gives_no_line() -> None:
     ledger = Ledger()
     ledger.record(1, 0, "down", "evaluate", 0, 50, {"head": 0})
-    assert [line.kind for line in ledger.lines] == ["evaluate"]
+    assert [line.kind for line in ledger.take_lines()] == ["evaluate"]
 
 
 @given(
@@ -62,8 +62,18 @@ def test_wire_bytes_of_all_lines_are_those_of_all_messages(messages: list[tuple[
         ledger.record(1, 0, "up", "train", payload_bytes, length, others)
         total += length
     assert ledger.total_bytes == total
-    assert sum(line.wire_bytes for line in ledger.lines) == total
-    assert all(line.wire_bytes >= line.payload_bytes for line in ledger.lines)
+    lines = ledger.take_lines()
+    assert sum(line.wire_bytes for line in lines) == total
+    assert all(line.wire_bytes >= line.payload_bytes for line in lines)
+
+
+def test_lines_are_handed_over_once_and_the_totals_stay(ledger: Ledger) -> None:
+    total = ledger.total_bytes
+    assert len(ledger.take_lines()) == 18
+    assert ledger.take_lines() == []
+    ledger.record(3, 0, "down", "train", 40, 100)
+    assert [line.round for line in ledger.take_lines()] == [3]
+    assert ledger.total_bytes == total + 100
 
 
 def test_total_bytes(ledger: Ledger) -> None:

@@ -14,7 +14,7 @@ class Codec:
     name: str
     number: int
     """0..255, on the wire; never reused."""
-    encode: Callable[[NDArray[np.float32]], bytes]
-    """float32 (k,) -> bytes."""
-    decode: Callable[[bytes, int], NDArray[np.float32]]
-    """(bytes, k) -> float32 (k,). Raises FedmaskError for bytes that are not a vector of k values."""
+    encode: Callable[[NDArray[np.float32]], bytes | memoryview]
+    """float32 (k,) -> bytes; a view of the values themselves will do."""
+    decode: Callable[[bytes | memoryview, int], NDArray[np.float32]]
+    """(bytes, k) -> float32 (k,), a new array. Raises FedmaskError for bytes that are not a vector of k values."""
