@@ -162,7 +162,7 @@ class ModelConfig:
     dtype: Annotated[
         str,
         "What the weights are cast to once loaded; deltas, heads and optimizer state are float32 either way",
-        _one_of(float32="32 bits", bfloat16="16 bits, of float32's range; fast where the processor multiplies it"),
+        _one_of(float32="4 bytes each", bfloat16="2 bytes; slow where the processor has no instructions for it"),
     ]
     geometry: Annotated[
         dict[str, int | float | str] | None,
