@@ -46,4 +46,4 @@ class ClientState:
     def keep_delta(self, mask: Mask, base: BaseModel, delta: Tensor) -> None:
         assert mask.recipe is not None, "the mask of a baseline is made from a recipe"
         values = np.ascontiguousarray(delta.numpy())
-        Delta(values, mask.recipe, base.name, base.weights, mask).save(self.folder / "adapter.safetensors")
+        Delta(values, mask.recipe, base.name, base.weights, mask, base.dtype).save(self.folder / "adapter.safetensors")

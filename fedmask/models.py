@@ -45,6 +45,9 @@ BUNDLED_SHA256 = {
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the model hub may take to answer at all."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What the parameters of a base model may be cast to."""
+
 ALIGNMENT_BYTES = 64
 """At multiples of this torch puts tensors on a CPU, for the sake of its kernels."""
 
@@ -72,6 +75,11 @@ class BaseModel:
         return sum(parameter.numel() for parameter in self.encoder.parameters())
 
     @property
+    def dtype(self) -> str:
+        """Of the encoder's parameters: a name in DTYPES where the model was loaded with one."""
+        return str(next(self.encoder.parameters()).dtype).removeprefix("torch.")
+
+    @property
     def hidden_size(self) -> int:
         return int(self.encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
@@ -82,16 +90,21 @@ def load_base(
     path: str | None = None,
     weights: str = "pretrained",
     geometry: Mapping[str, int | float | str] | None = None,
+    dtype: str | None = None,
 ) -> BaseModel:
     """Load an encoder once per process; later calls with the same arguments return the same object, unless the files of
     the folder have changed.
 
     The order for pretrained weights is `path` (a folder or a hub name), the local hub cache, for MiniLM the bundled
     package, the hub. A model without a hub name (`tiny`) is made from its geometry and a seed.
+    `dtype`, a name in DTYPES, is what all parameters are cast to; without it they stay as they are stored.
 
-    Raises FedmaskError where nothing is found, where a file is not the one it should be, and for decoder-only models.
+    Raises FedmaskError where nothing is found, where a file is not the one it should be, for decoder-only models, and
+    for another dtype.
     """
-    return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None, _stamp(path))
+    if dtype is not None and dtype not in DTYPES:
+        raise FedmaskError(f"model.dtype={dtype}: must be one of {', '.join(DTYPES)}")
+    return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None, dtype, _stamp(path))
 
 
 def shown_name(name: str, path: str | None) -> str:
@@ -116,6 +129,7 @@ def _load_base(
     path: str | None,
     weights: str,
     geometry: str | None,
+    dtype: str | None,
     stamp: tuple[tuple[str, int, int], ...],
 ) -> BaseModel:
     transformers_logging.set_verbosity_error()
@@ -126,8 +140,16 @@ def _load_base(
     else:
         encoder, tokenizer = _from_checkpoint(_resolve(name, hub, path))
     encoder.eval().requires_grad_(False)
+    if dtype is not None:
+        _cast(encoder, DTYPES[dtype])
     lay_out_in_one_piece(encoder)
     return BaseModel(shown_name(name, path), weights, encoder, tokenizer, base_digest(encoder))
+
+
+def _cast(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters alone, to the nearest value: a buffer, such as rotary frequencies, keeps the precision it needs."""
+    for parameter in encoder.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def lay_out_in_one_piece(encoder: nn.Module) -> None:

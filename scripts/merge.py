@@ -3,20 +3,24 @@
     python scripts/merge.py adapter=FILE output=FOLDER [model=NAME | model.path=FOLDER] [head=FILE]
 
 The base is found by the adapter's own name, or given; its digest must be the adapter's. FOLDER becomes an ordinary
-Hugging Face model folder, its weights bit-identical to base plus delta. With a head, which a run keeps under clients/,
-`fedmask.load_classifier(FOLDER)` maps texts to labels.
+Hugging Face model folder in the base's dtype, its weights bit-identical to base plus delta. With a head, which a run
+keeps under clients/, `fedmask.load_classifier(FOLDER)` maps texts to labels.
 """
 
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedmask.errors import FedmaskError
 from fedmask.runs.config import ModelConfig
 from server.compose import compose
+
+if TYPE_CHECKING:
+    from fedmask.training.delta import Delta
 
 OWN_KEYS = ("adapter", "output", "head")
 
@@ -49,8 +53,8 @@ def merge(own: dict[str, str], model_overrides: list[str]) -> None:
     delta = load_adapter(own["adapter"])
     head = Path(own["head"]) if "head" in own else None
     layout = load_head(head)[0] if head is not None else None
-    config = _base_config(delta.base_name, delta.base_weights, model_overrides)
-    base = load_base(config.name, config.hub, config.path, config.weights, config.geometry)
+    config = _base_config(delta, model_overrides)
+    base = load_base(config.name, config.hub, config.path, config.weights, config.geometry, config.dtype)
     if layout is not None and layout.hidden_size != base.hidden_size:
         raise FedmaskError(
             f"head={head}: the head is for hidden size {layout.hidden_size}, the model has {base.hidden_size}"
@@ -96,16 +100,19 @@ def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return own, overrides
 
 
-def _base_config(name: str, weights: str, overrides: list[str]) -> ModelConfig:
-    """The base model given, else the one that the adapter names."""
+def _base_config(delta: "Delta", overrides: list[str]) -> ModelConfig:
+    """The base model given, else the one that the adapter names; in the adapter's dtype, unless another is given."""
     from server.compose import groups
 
-    if overrides:
+    name, weights, dtype = delta.base_name, f"model.weights={delta.base_weights}", f"model.dtype={delta.base_dtype}"
+    if any(override.startswith("model.dtype=") for override in overrides):
         return compose(overrides).model
+    if overrides:
+        return compose([*overrides, dtype]).model
     if name in groups()["model"]:
-        return compose([f"model={name}", f"model.weights={weights}"]).model
+        return compose([f"model={name}", weights, dtype]).model
     if name.count("/") == 1:
-        return compose([f"model.path={name}", f"model.weights={weights}"]).model
+        return compose([f"model.path={name}", weights, dtype]).model
     raise FedmaskError(
         f"the adapter's base model {name} is no configuration of conf/model; give its folder with model.path="
     )

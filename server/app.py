@@ -93,9 +93,8 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     torch.set_num_threads(config.threads)
     assert config.output is not None, "the output folder is resolved before a run starts"
     folder = RunFolder(Path(config.output), config.overwrite)
-    base = load_base(
-        config.model.name, config.model.hub, config.model.path, config.model.weights, config.model.geometry
-    )
+    model = config.model
+    base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
     check_length(base.encoder, config.data.max_length)
     mask = select_mask(config, base)
     if (keep_client_state_in := getattr(grid, "keep_client_state_in", None)) is not None:
@@ -181,7 +180,7 @@ def num_clients(config: RunConfig) -> int:
 
 def save_adapter(path: Path, values: np.ndarray[Any, np.dtype[np.float32]], mask: Mask, base: BaseModel) -> None:
     assert mask.recipe is not None, "the server's mask is made by a rule"
-    Delta(values, mask.recipe, base.name, base.weights, mask).save(path)
+    Delta(values, mask.recipe, base.name, base.weights, mask, base.dtype).save(path)
 
 
 def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scores, ledger: Ledger) -> dict[str, Any]:
@@ -190,6 +189,7 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
         "model": {
             "name": base.name,
             "weights": base.weights,
+            "dtype": base.dtype,
             "num_parameters": base.num_parameters,
             "digest": base.digest,
         },

@@ -1,8 +1,9 @@
-"""What all tests share: an offline process of one thread with a cache of its own, and the tiny base model."""
+"""What all tests share: an offline process of one thread with a cache of its own; the tiny base in both dtypes."""
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,5 +27,15 @@ CONF = Path(__file__).parent.parent / "conf"
 @pytest.fixture(scope="session")
 def tiny() -> BaseModel:
     """BERT with 2 layers and hidden size 64, random weights, shared: a test that changes it changes a copy."""
-    geometry = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())["geometry"]
-    return load_base("tiny", geometry=geometry)
+    return load_base("tiny", geometry=_geometry())
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16() -> BaseModel:
+    """The same weights, rounded to bfloat16."""
+    return load_base("tiny", geometry=_geometry(), dtype="bfloat16")
+
+
+def _geometry() -> dict[str, Any]:
+    geometry: dict[str, Any] = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())["geometry"]
+    return geometry

@@ -57,6 +57,15 @@ def test_labels_are_those_of_features_and_head(tiny: BaseModel, topics: tuple[Pa
     assert classifier([]) == []
 
 
+def test_a_bfloat16_folder_stays_in_bfloat16(tiny_bf16: BaseModel, tmp_path: Path) -> None:
+    packed = saved(tmp_path, tiny_bf16, TOPICS)
+    scores = features_of(tiny_bf16).numpy() @ packed[:-3].reshape(3, 64).T + packed[-3:]
+    expected = [TOPICS.labels[row.argmax()] for row in scores]  # type: ignore[index]
+    classifier = load_classifier(tmp_path)
+    assert classifier(TEXTS) == expected
+    assert {parameter.dtype for parameter in classifier._encoder.parameters()} == {torch.bfloat16}
+
+
 def test_texts_are_cut_to_max_length(topics: tuple[Path, np.ndarray]) -> None:
     classifier = load_classifier(topics[0])
     assert classifier([f"{text} {TEXTS[1] * 9}" for text in TEXTS], max_length=4) == classifier(TEXTS, max_length=4)

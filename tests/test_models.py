@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +29,8 @@ from transformers import (
 from fedmask import models
 from fedmask.errors import FedmaskError
 from fedmask.masks import base_digest
-from fedmask.models import MINILM_HUB_NAME, BaseModel, bundled_minilm, load_base, small_tokenizer
+from fedmask.models import DTYPES, MINILM_HUB_NAME, BaseModel, bundled_minilm, load_base, small_tokenizer
+from fedmask.runs.config import KEYS
 
 GEOMETRY = {
     "model_type": "roberta",
@@ -39,6 +42,7 @@ GEOMETRY = {
     "pad_token_id": 0,
 }
 ROBERTA = "FacebookAI/roberta-base"
+ROOT = Path(models.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -347,6 +351,60 @@ def test_tiny_is_small_seeded_and_has_a_tokenizer_of_its_own(tiny: BaseModel) ->
     assert again.digest == tiny.digest
     assert not any(module.training for module in again.encoder.modules())  # dropout is off
     assert not any(parameter.requires_grad for parameter in again.encoder.parameters())
+
+
+def test_a_dtype_is_what_the_parameters_are_rounded_to_and_nothing_else_changes(
+    tiny: BaseModel, tiny_bf16: BaseModel
+) -> None:
+    assert (tiny.dtype, tiny_bf16.dtype) == ("float32", "bfloat16")
+    assert tiny_bf16.num_parameters == tiny.num_parameters
+    rounded = dict(tiny_bf16.encoder.named_parameters())
+    assert {parameter.dtype for parameter in rounded.values()} == {torch.bfloat16}
+    assert len({parameter.untyped_storage().data_ptr() for parameter in rounded.values()}) == 1
+    for name, parameter in tiny.encoder.named_parameters():
+        assert torch.equal(rounded[name], parameter.to(torch.bfloat16)), name
+    assert not any(parameter.requires_grad for parameter in rounded.values())
+    assert tiny_bf16.digest == base_digest(tiny_bf16.encoder) == base_digest(copy.deepcopy(tiny.encoder).bfloat16())
+    assert tiny_bf16.digest != tiny.digest
+
+
+def test_the_digest_of_a_bfloat16_base_is_the_same_in_another_process(tiny_bf16: BaseModel) -> None:
+    program = (
+        "from server.compose import compose; from fedmask.models import load_base; import dataclasses; "
+        "model = compose(['model=tiny', 'model.dtype=bfloat16']).model; "
+        "print(load_base(**dataclasses.asdict(model)).digest)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.split() == [tiny_bf16.digest]
+
+
+def test_a_stored_model_stays_in_its_dtype_unless_another_is_asked_for(tmp_path: Path) -> None:
+    model = RobertaModel(RobertaConfig(**GEOMETRY), add_pooling_layer=False).bfloat16()
+    model.save_pretrained(tmp_path)
+    small_tokenizer().save_pretrained(tmp_path)
+    stored, again, wide = (
+        load_base("own", None, str(tmp_path), dtype=dtype) for dtype in (None, "bfloat16", "float32")
+    )
+    assert (stored.dtype, again.dtype, wide.dtype) == ("bfloat16", "bfloat16", "float32")
+    assert stored.digest == again.digest != wide.digest
+    held = dict(wide.encoder.named_parameters())
+    assert all(torch.equal(tensor.float(), held[name]) for name, tensor in stored.encoder.named_parameters())
+
+
+def test_a_dtype_that_is_not_known_is_one_line() -> None:
+    with pytest.raises(FedmaskError, match=r"^model\.dtype=float16: must be one of float32, bfloat16$"):
+        load_base("tiny", geometry=GEOMETRY, dtype="float16")
+    assert KEYS["model.dtype"].allowed.choices is not None
+    assert list(KEYS["model.dtype"].allowed.choices) == list(DTYPES)
+
+
+def test_buffers_keep_their_precision() -> None:
+    geometry = GEOMETRY | {"model_type": "modernbert", "global_attn_every_n_layers": 1, "num_hidden_layers": 1}
+    wide, low = (load_base("rotary", None, geometry=geometry, dtype=dtype).encoder for dtype in ("float32", "bfloat16"))
+    buffers = dict(wide.named_buffers())
+    assert any(buffer.is_floating_point() for buffer in buffers.values())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in low.named_buffers())
+    assert low(input_ids=torch.arange(5, 12)[None]).last_hidden_state.dtype == torch.bfloat16
 
 
 def test_all_parameters_lie_in_one_piece_of_memory_with_the_bits_they_had(tiny: BaseModel) -> None:

@@ -159,6 +159,11 @@ class ModelConfig:
         "Where the weights come from",
         _one_of(pretrained="as published", random="seeded; figures made with it say so"),
     ]
+    dtype: Annotated[
+        str,
+        "What the weights are cast to once loaded; deltas, heads and optimizer state are float32 either way",
+        _one_of(float32="4 bytes each", bfloat16="2 bytes; slow where the processor has no instructions for it"),
+    ]
     geometry: Annotated[
         dict[str, int | float | str] | None,
         "Arguments of the Hugging Face configuration, used where model.weights=random and model.path=null",

@@ -140,7 +140,7 @@ def _beside_full_finetuning(run: _Run) -> Iterable[str]:
 def _what_was_run(run: _Run) -> str:
     config, model = run.config, run.summary["model"]
     facts = {
-        "base model": f"{escape(model['name'])}, {escape(model['weights'])} weights, "
+        "base model": f"{escape(model['name'])}, {escape(model['weights'])} weights in {config.model.dtype}, "
         f"{run.figure('model.num_parameters', ',')} parameters",
         "mask": f"{escape(run.summary['mask']['rule'])}, {run.figure('mask.num_selected', ',')} selected entries, "
         f"density {run.figure('mask.density', '.3g')}",

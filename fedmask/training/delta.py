@@ -123,6 +123,8 @@ class Delta:
     """pretrained | random."""
     mask: Mask | None = field(default=None)
     """The mask, where it is at hand; else it is rebuilt from the model that the delta is written into."""
+    base_dtype: str = "float32"
+    """What the base model's parameters are held in; a name in `fedmask.models.DTYPES`."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or self.values.dtype != np.float32:
@@ -143,7 +145,7 @@ class Delta:
         if found != self.recipe.base_digest:
             raise MaskMismatchError(
                 f"this adapter belongs to the base model {self.base_name} with digest {self.recipe.base_digest}, "
-                f"the model given has digest {found}; load the adapter's own base"
+                f"the model given has digest {found}; load the adapter's own base, in {self.base_dtype}"
             )
         mask = self.mask if self.mask is not None else self.recipe.rebuild(model, found)
         if mask.num_selected != self.values.size:
@@ -161,10 +163,10 @@ class Delta:
 
     def save(self, path: Path | str) -> None:
         """Write one adapter file: the same delta gives the same bytes. No time, no path, no pickle."""
-        facts = {
-            "recipe": self.recipe.to_bytes().decode(),
-            "base": {"name": self.base_name, "weights": self.base_weights},
-        }
+        base = {"name": self.base_name, "weights": self.base_weights}
+        if self.base_dtype != "float32":  # unsaid, as in all adapters from before there was a choice
+            base["dtype"] = self.base_dtype
+        facts = {"recipe": self.recipe.to_bytes().decode(), "base": base}
         write_vector(Path(path), "adapter", self.values, facts)
 
     @classmethod
@@ -175,8 +177,9 @@ class Delta:
         """
         facts, values = read_vector(Path(path), "adapter")
         try:
-            recipe = MaskRecipe.from_bytes(facts["recipe"].encode())
-            return cls(values, recipe, str(facts["base"]["name"]), str(facts["base"]["weights"]))
+            recipe, base = MaskRecipe.from_bytes(facts["recipe"].encode()), facts["base"]
+            dtype = str(base.get("dtype", "float32"))
+            return cls(values, recipe, str(base["name"]), str(base["weights"]), base_dtype=dtype)
         except (KeyError, AttributeError, TypeError, FedmaskError) as error:
             raise FedmaskError(f"{path}: damaged adapter file ({error}); fetch or make it again") from error
 

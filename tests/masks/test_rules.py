@@ -17,6 +17,7 @@ from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, Mod
 
 from fedmask.errors import FedmaskError
 from fedmask.masks import RULES, Mask, select
+from fedmask.models import BaseModel
 from fedmask.randomness import seed_for
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -94,6 +95,22 @@ def test_larger_models_take_the_same_way(rule: str, dtype: str, count: int) -> N
     model = Weights({name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items()})
     mask = select(model, rule, density=count / 400_000, base_digest="0" * 64)
     assert chosen_entries(mask) == oracle(model, count, largest=rule == "largest")
+
+
+@pytest.mark.parametrize("rule", ["pafi", "largest"])
+def test_ties_of_a_bfloat16_base_go_to_the_lowest_index(tiny_bf16: BaseModel, rule: str) -> None:
+    encoder, total = tiny_bf16.encoder, tiny_bf16.num_parameters
+    mask = select(encoder, rule, density=0.02, base_digest=tiny_bf16.digest)
+    # Brute force over the rule's candidates, the encoder's matrices.
+    matrices = {name: tensor for name, tensor in encoder.named_parameters() if tensor.ndim == 2}
+    inside = [name for name in matrices if name.startswith("encoder.")]
+    magnitudes = np.concatenate([matrices[name].float().abs().flatten().numpy() for name in inside])
+    order = np.argsort(magnitudes if rule == "pafi" else -magnitudes, kind="stable")
+    count = round(0.02 * total)
+    assert magnitudes[order[count - 1]] == magnitudes[order[count]]  # the threshold cuts through equal magnitudes
+    assert chosen_entries(mask) == split(np.sort(order[:count]), {name: matrices[name].numel() for name in inside})
+    assert mask.recipe is not None
+    assert mask.recipe.rebuild(encoder) == mask
 
 
 def test_a_sample_that_misleads_costs_time_and_nothing_else() -> None:

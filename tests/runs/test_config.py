@@ -25,7 +25,14 @@ from fedmask.runs.config import (
 )
 
 VALID: dict[str, Any] = {
-    "model": {"name": "tiny", "hub": None, "path": None, "weights": "random", "geometry": {"model_type": "bert"}},
+    "model": {
+        "name": "tiny",
+        "hub": None,
+        "path": None,
+        "weights": "random",
+        "dtype": "float32",
+        "geometry": {"model_type": "bert"},
+    },
     "data": {
         "source": "demo",
         "root": None,
@@ -142,6 +149,8 @@ BAD_VALUES = [
         "compare=[frozen,frozen]: must be a list of baselines out of frozen, alone, central, each once",
     ),
     ("model.weights", None, "model.weights=null: must be one of pretrained, random"),
+    ("model.dtype", "bfloat", "model.dtype=bfloat: must be one of float32, bfloat16; did you mean bfloat16?"),
+    ("model.dtype", None, "model.dtype=null: must be one of float32, bfloat16"),
     (
         "model.geometry",
         {"hidden_size": 3},
@@ -177,7 +186,7 @@ BAD_VALUES = [
     ("client.learning_rate", "1e-3", "client.learning_rate=1e-3: must be a number above 0"),
     ("client.weight_decay", -0.1, "client.weight_decay=-0.1: must be a number of at least 0"),
     ("client.head", "shraed", "client.head=shraed: must be one of local, shared, frozen; did you mean shared?"),
-    ("model", 3, "model=3: must be a section with the keys name, hub, path, weights, geometry"),
+    ("model", 3, "model=3: must be a section with the keys name, hub, path, weights, dtype, geometry"),
 ]
 
 

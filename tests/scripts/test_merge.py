@@ -37,7 +37,7 @@ def delta_of(base: BaseModel, base_name: str | None = None) -> Delta:
     mask = select(base.encoder, "pafi", density=0.01, base_digest=base.digest)
     assert mask.recipe is not None
     values = np.random.default_rng(0).normal(size=mask.num_selected).astype(np.float32)
-    return Delta(values, mask.recipe, base_name or base.name, base.weights, mask)
+    return Delta(values, mask.recipe, base_name or base.name, base.weights, mask, base.dtype)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,30 @@ def test_the_base_may_be_given_as_a_folder(
     assert not (tmp_path / "merged" / "fedmask_head.safetensors").exists()
     described = "".join(file.read_text() for file in (tmp_path / "merged").glob("*.json"))
     assert str(tmp_path) not in described
+
+
+def test_a_bfloat16_adapter_finds_its_base_by_itself_and_the_folder_is_bfloat16(
+    tiny_bf16: BaseModel, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delta, adapter, merged = delta_of(tiny_bf16), tmp_path / "adapter.safetensors", tmp_path / "merged"
+    delta.save(adapter)
+    assert script.main([f"adapter={adapter}", f"output={merged}"]) == 0
+    found = load_file(merged / "model.safetensors")
+    assert delta.mask is not None
+    for name, parameter in tiny_bf16.encoder.named_parameters():
+        expected = parameter.detach().float().flatten()
+        if name in delta.mask.indices:
+            expected[torch.tensor(delta.mask.indices[name])] += torch.from_numpy(delta.values[delta.mask.slices[name]])
+        assert torch.equal(found[name].flatten().view(torch.int16), expected.bfloat16().view(torch.int16)), name
+    assert json.loads((merged / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModel.from_pretrained(merged).dtype == torch.bfloat16
+
+    # With a model named by hand the dtype is still the adapter's own, unless it is named too.
+    assert script.main([f"adapter={adapter}", f"output={tmp_path}/again", "model=tiny"]) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    line = refused(script, [f"adapter={adapter}", "model=tiny", "model.dtype=float32"], tmp_path / "other", capsys)
+    assert line.endswith("load the adapter's own base, in bfloat16")
 
 
 def refused(script: ModuleType, arguments: list[str], output: Path, capsys: pytest.CaptureFixture[str]) -> str:

@@ -81,6 +81,7 @@ def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseMode
     assert summary["model"] == {
         "name": "tiny",
         "weights": "random",
+        "dtype": "float32",
         "num_parameters": tiny.num_parameters,
         "digest": tiny.digest,
     }

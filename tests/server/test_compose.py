@@ -380,7 +380,7 @@ def test_a_missing_data_folder_is_told_before_any_work(tmp_path: Path) -> None:
     ("experiment", "fault"),
     [
         ("rond: 3", "rond=3: no such key; did you mean rounds?"),
-        ("model: tiny", "model=tiny: must be a section with the keys name, hub, path, weights, geometry"),
+        ("model: tiny", "model=tiny: must be a section with the keys name, hub, path, weights, dtype, geometry"),
         ("rounds: [", "conf/ does not compose with experiment=mine: while parsing a flow node expected"),
         ("rounds: ${gone}", "conf/ does not compose with experiment=mine: Interpolation key 'gone' not found"),
         (
@@ -422,6 +422,7 @@ def test_help_gives_meaning_default_and_what_is_allowed() -> None:
     assert "client.learning_rate=0.03 AdamW's rate for what the mask trains; by default the mask rule's own: a" in text
     assert "clients_per_round=null Clients drawn each round, by the seed: a whole number of at least 1, or null" in text
     assert "data.partition=natural How a task's training rows are dealt to its clients: one of iid (at random)," in text
+    assert "model.dtype=float32 What the weights are cast to once loaded" in text
     assert "mask.rule=pafi Which entries of the base model are trained; set by mask=NAME." in text
 
 

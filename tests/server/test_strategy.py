@@ -2,6 +2,7 @@
 the order of arrival; what cannot be used is rejected, counted, and leaves no trace.
 """
 
+import dataclasses
 import math
 import random
 import struct
@@ -18,10 +19,10 @@ from client.app import app as client_app
 from client.process import population, texts_for
 from fedmask.errors import FedmaskError
 from fedmask.masks import select
-from fedmask.models import load_base
+from fedmask.models import BaseModel, load_base
 from fedmask.randomness import seed_for
 from fedmask.runs.config import RunConfig
-from fedmask.training.delta import SelectedEntries
+from fedmask.training.delta import SelectedEntries, load_adapter
 from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalSettings, train_delta_and_head
@@ -46,9 +47,7 @@ Change = Callable[[Message], Message | None]
 
 def plain_averaging(config: RunConfig, cohorts: list[list[int]] | None = None) -> tuple[np.ndarray, dict[int, Any]]:
     """Federated averaging as a loop: the global delta after the last round, and every client's head."""
-    base = load_base(
-        config.model.name, config.model.hub, config.model.path, config.model.weights, config.model.geometry
-    )
+    base = load_base(**dataclasses.asdict(config.model))
     mask = select(base.encoder, rule=config.mask.rule, density=config.mask.density)
     entries = SelectedEntries(base.encoder, mask)
     gradient = SelectedGradient(base.encoder, entries)
@@ -95,6 +94,26 @@ def test_two_rounds_are_plain_federated_averaging_bit_for_bit(plain_run: Run) ->
     assert plain_run.values.tobytes() == values.tobytes()
     for client, head in heads.items():
         assert plain_run.kept(client, "head").endswith(head.tobytes())
+
+
+def test_a_bfloat16_base_is_averaged_alike_and_its_adapter_merges(
+    federate: Callable[..., Run], plain_run: Run, tiny_bf16: BaseModel
+) -> None:
+    run = federate("model.dtype=bfloat16")
+    values, _ = plain_averaging(run.config)
+    assert np.count_nonzero(values) > 0.9 * values.size
+    assert run.values.tobytes() == values.tobytes()
+    assert run.summary["model"]["digest"] == tiny_bf16.digest != plain_run.summary["model"]["digest"]
+    assert not any(line["failures"] for line in run.rounds)
+    (setup,) = {line["payload_bytes"] for line in run.ledger if line["kind"] == "mask" and line["direction"] == "down"}
+    assert setup < 1500  # every client made the mask itself, from its own bfloat16 weights
+
+    adapter = load_adapter(run.folder / "adapter.safetensors")
+    assert adapter.base_dtype == "bfloat16"
+    merged = adapter.merge(tiny_bf16.encoder)
+    entries = SelectedEntries(merged, adapter.mask_for(tiny_bf16.encoder))
+    base = torch.cat(SelectedEntries(tiny_bf16.encoder, entries.mask).base_values)
+    assert torch.equal(torch.cat(entries.base_values), (base.float() + torch.from_numpy(values)).bfloat16())
 
 
 def test_clients_weigh_by_their_number_of_examples(federate: Callable[..., Run]) -> None:

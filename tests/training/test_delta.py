@@ -208,6 +208,25 @@ def test_the_same_delta_gives_the_same_bytes_and_they_hold_nothing_else(tiny: Ba
     assert [path.name for path in first.parent.iterdir()] == ["first.safetensors"]
 
 
+def test_an_adapter_says_what_its_base_is_held_in_unless_that_is_float32(
+    tiny: BaseModel, tiny_bf16: BaseModel, tmp_path: Path
+) -> None:
+    mask = select(tiny_bf16.encoder, "pafi", density=0.01, base_digest=tiny_bf16.digest)
+    assert mask.recipe is not None
+    values = random_values(mask.num_selected, 0).numpy()
+    delta = Delta(values, mask.recipe, "tiny", "random", mask, tiny_bf16.dtype)
+    delta.save(tmp_path / "bf16.safetensors")
+    tiny_delta(tiny).save(tmp_path / "fp32.safetensors")
+    loaded, wide = (load_adapter(tmp_path / f"{name}.safetensors") for name in ("bf16", "fp32"))
+    assert (loaded.base_dtype, wide.base_dtype) == ("bfloat16", "float32")
+    assert b"dtype" not in (tmp_path / "fp32.safetensors").read_bytes().replace(b'"dtype":"F32"', b"")
+    merged = loaded.merge(tiny_bf16.encoder)
+    assert all_bits(merged) == all_bits(delta.merge(tiny_bf16.encoder))
+    assert {tensor.dtype for tensor in merged.parameters()} == {torch.bfloat16}
+    with pytest.raises(MaskMismatchError, match=r"load the adapter's own base, in bfloat16$"):
+        loaded.merge(tiny.encoder)
+
+
 @pytest.mark.parametrize("with_mask", [True, False])
 def test_another_base_is_refused_with_both_digests(tiny: BaseModel, with_mask: bool) -> None:
     other = copy.deepcopy(tiny.encoder)
@@ -217,7 +236,7 @@ def test_another_base_is_refused_with_both_digests(tiny: BaseModel, with_mask: b
         tiny_delta(tiny, with_mask=with_mask).merge(other)
     assert str(caught.value) == (
         f"this adapter belongs to the base model tiny with digest {tiny.digest}, the model given has digest "
-        f"{base_digest(other)}; load the adapter's own base"
+        f"{base_digest(other)}; load the adapter's own base, in float32"
     )
 
 

@@ -228,6 +228,61 @@ def test_a_weight_used_twice_or_elsewhere_loses_nothing(way: str, model: type[nn
     assert_close_to_the_oracle(packed, expected)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# A base in bfloat16: 8 significant bits, so a number rounded to it once is off by at most ROUNDED_ONCE of itself
+# ----------------------------------------------------------------------------------------------------------------------
+
+ROUNDED_ONCE = 2.0**-8
+MANY_TOKENS = 4096
+"""A sum that is held in bfloat16 stands still long before it has that many like terms."""
+
+
+@pytest.mark.parametrize(("way", "bound"), [("gather", 1e-5), ("sampled", 1e-5), ("dense", ROUNDED_ONCE)])
+def test_a_bfloat16_layer_loses_nothing_in_the_sum_over_tokens(way: str, bound: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(8, 6).bfloat16().requires_grad_(False)
+    x, g = (0.3 + 0.1 * torch.randn(16, MANY_TOKENS // 16, n, generator=generator) for n in (8, 6))
+    x, g = x.bfloat16(), g.bfloat16()
+    mask = Mask({"weight": (6, 8), "bias": (6,)}, {"weight": np.arange(0, 48, 5), "bias": np.arange(6)}, 54)
+    with forced(way), SelectedGradient(layer, SelectedEntries(layer, mask)) as gradient:
+        layer(x).backward(g)
+        packed = gradient.take()
+    flat_g, flat_x = g.double().flatten(0, 1), x.double().flatten(0, 1)
+    weight, bias = (flat_g.t() @ flat_x).flatten()[::5], flat_g.sum(0)
+    assert ((packed[:10] - weight).abs() <= bound * weight.abs()).all()
+    assert ((packed[10:] - bias).abs() <= ROUNDED_ONCE * bias.abs()).all()  # a bias goes the dense way
+
+
+def test_a_bfloat16_layer_norm_loses_nothing_in_the_sum_over_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.LayerNorm(8).bfloat16().requires_grad_(False)
+    x = torch.randn(16, MANY_TOKENS // 16, 8, generator=generator).bfloat16()
+    g = (0.3 + 0.1 * x + 0.1 * torch.randn(x.shape, generator=generator)).bfloat16()
+    mask = Mask({"weight": (8,), "bias": (8,)}, {"weight": np.array([1, 4, 7]), "bias": np.arange(8)}, 16)
+    with SelectedGradient(norm, SelectedEntries(norm, mask)) as gradient:
+        norm(x).backward(g)
+        packed = gradient.take()
+    assert not any(parameter.requires_grad for parameter in norm.parameters())
+    flat_g, normalised = g.double().flatten(0, 1), nn.functional.layer_norm(x.double(), (8,)).flatten(0, 1)
+    weight, bias = (flat_g * normalised).sum(0)[[1, 4, 7]], flat_g.sum(0)
+    assert (packed[:3] - weight).abs().max() <= 1e-5 * weight.abs().max()
+    assert (packed[3:] - bias).abs().max() <= 1e-5 * bias.abs().max()
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_the_gradient_of_a_bfloat16_base_is_near_the_one_in_float32_of_the_same_weights(
+    tiny_bf16: BaseModel, case: str
+) -> None:
+    mask = mask_of(tiny_bf16.encoder, case)
+    with SelectedGradient(tiny_bf16.encoder, SelectedEntries(tiny_bf16.encoder, mask)) as gradient:
+        loss_of(tiny_bf16.encoder, 0).backward()
+        packed = gradient.take()
+    assert packed.dtype == torch.float32
+    expected = dense_gradient(copy.deepcopy(tiny_bf16.encoder).float(), mask, [0])
+    # Some tens of roundings lie between an activation and its gradient; they add up as noise does.
+    assert (packed - expected).norm() <= 8 * ROUNDED_ONCE * expected.norm()
+
+
 def test_nothing_below_the_lowest_selected_layer_is_computed(tiny: BaseModel) -> None:
     model = copy.deepcopy(tiny.encoder)
     reached: list[str] = []

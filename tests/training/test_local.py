@@ -180,6 +180,36 @@ def test_the_model_holds_the_received_delta_at_the_first_step_and_the_base_at_th
     assert base_digest(model) == tiny.digest
 
 
+@pytest.mark.parametrize("rule", ["pafi", "bitfit", "hiwi"])
+def test_a_bfloat16_base_is_trained_in_float32_values_and_restored_to_the_bit(
+    tiny_bf16: BaseModel, data: TokenizedSplit, rule: str
+) -> None:
+    model, mask = copy.deepcopy(tiny_bf16.encoder), mask_of(tiny_bf16, rule)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    entries, received = SelectedEntries(model, mask), some_delta(mask)
+    how = BiasNetworks(entries, received, 4, torch.Generator().manual_seed(0)) if rule == "hiwi" else Direct(received)
+    gradient, head = SelectedGradient(model, entries), CLASSES.random_start(0)
+    result = train_delta_and_head(model, gradient, how, CLASSES, head, data, SETTINGS)
+    assert (result.delta.dtype, result.head.dtype) == (torch.float32, torch.float32)
+    moved = result.delta - received
+    assert moved.abs().max() > SETTINGS.learning_rate
+    # Steps below the spacing of bfloat16 numbers are kept: the values are not what bfloat16 can hold.
+    assert (result.delta.bfloat16().float() != result.delta).float().mean() > 0.9
+    assert base_digest(model) == tiny_bf16.digest
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter.view(torch.int16), before[name].view(torch.int16))
+
+
+def test_training_in_bfloat16_lowers_the_loss(tiny_bf16: BaseModel, data: TokenizedSplit) -> None:
+    mask = mask_of(tiny_bf16, "ffn_bias")
+    before = train_direct(tiny_bf16.encoder, mask, data, one_batch()).mean_loss
+    local = dataclasses.replace(SETTINGS, local_epochs=10, learning_rate=2e-2, head_learning_rate=2e-2)
+    trained = train_direct(tiny_bf16.encoder, mask, data, local)
+    again = train_direct(tiny_bf16.encoder, mask, data, one_batch(), received=trained.delta, head=trained.head)
+    assert again.mean_loss < 0.7 * before
+
+
 def test_the_model_is_restored_when_training_raises(tiny: BaseModel, data: TokenizedSplit) -> None:
     model = copy.deepcopy(tiny.encoder)
     calls = 0
