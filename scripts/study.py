@@ -17,12 +17,14 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +38,18 @@ from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
 from fedmask.runs.commit import commit_of
 from fedmask.runs.config import RunConfig
-from fedmask.runs.study import Cell, Finished, Study, finished_cell, next_cells, planned_cells, read_results, read_study
+from fedmask.runs.folder import REPORT, SUMMARY
+from fedmask.runs.study import (
+    Cell,
+    Finished,
+    Study,
+    asked_for,
+    finished_cell,
+    next_cells,
+    planned_cells,
+    read_results,
+    read_study,
+)
 from server.compose import CONF, STUDIES, compose
 
 ROOT = CONF.parent
@@ -67,6 +80,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or any(argument in ("--help", "-h") for argument in arguments):
         print(__doc__)
         return 0 if arguments else 2
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         request = read_request(arguments)
         if request.report:
@@ -82,6 +96,11 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return 2
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Asked to end, as by Ctrl-C: processes end with this one, and finished cells stay."""
+    raise KeyboardInterrupt
 
 
 def read_request(arguments: Sequence[str]) -> Request:
@@ -193,6 +212,10 @@ def run_study(request: Request) -> int:
                 except FedmaskError as error:
                     failed[cell.name] = str(error)
                     continue
+                except BrokenProcessPool as error:
+                    raise FedmaskError(
+                        f"{cell.name}: its process died; if memory ran out, take fewer jobs. The same command goes on"
+                    ) from error
                 finished[cell.name] = _read_cell(request.output / cell.name)
                 progress.say_finished(finished[cell.name])
     for name, why in failed.items():
@@ -252,15 +275,30 @@ def read_finished(request: Request) -> dict[str, Finished]:
     """The finished cells of a study's folder, and those of its results file that the folder lacks, by name."""
     elsewhere = read_results(request.results) if request.results is not None else {}
     folders = [path.parent for path in sorted(request.output.glob(f"*/{CELL_FILE}"))]
-    return elsewhere | {folder.name: _read_cell(folder) for folder in folders if (folder / "summary.json").exists()}
+    return elsewhere | {folder.name: _read_cell(folder) for folder in folders if (folder / SUMMARY).exists()}
 
 
 def _read_cell(folder: Path) -> Finished:
-    facts = json.loads((folder / CELL_FILE).read_text())
-    summary = json.loads((folder / "summary.json").read_text())
-    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    messages = [json.loads(line) for line in (folder / "communication.jsonl").read_text().splitlines()]
-    return finished_cell(facts, summary, rounds, messages)
+    """A kill between a run's summary and its report leaves the report to be made here.
+
+    Raises FedmaskError for files that are damaged.
+    """
+    try:
+        facts = json.loads((folder / CELL_FILE).read_text())
+        summary = json.loads((folder / SUMMARY).read_text())
+        rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        messages = [json.loads(line) for line in (folder / "communication.jsonl").read_text().splitlines()]
+        finished = finished_cell(facts, summary, rounds, messages)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise FedmaskError(
+            f"{folder}: its files are damaged ({error!r}); remove this folder, and the cell is run again"
+        ) from error
+    if not (folder / REPORT).exists():
+        from fedmask.runs.report import write_report
+
+        with suppress(FedmaskError):  # a cell of an older version stays finished, with no page
+            write_report(folder)
+    return finished
 
 
 def report(request: Request) -> int:
@@ -268,9 +306,23 @@ def report(request: Request) -> int:
     from fedmask.runs.study_report import write_study
 
     folder, readme = (request.output, None) if request.is_own else (DOCS, ROOT / "README.md")
-    for path in write_study(request.study, request.seeds, read_finished(request), folder, readme):
+    finished = read_finished(request)
+    _check_nothing_lost(request, finished, folder / f"{request.study.name}.jsonl")
+    for path in write_study(request.study, request.seeds, finished, folder, readme):
         print(path)
     return 0
+
+
+def _check_nothing_lost(request: Request, finished: Mapping[str, Finished], results: Path) -> None:
+    """Raises FedmaskError where the results that are to be rewritten hold cells that would be gone."""
+    if not results.exists():
+        return
+    known = asked_for(request.study, request.seeds, read_results(results))
+    if lost := sorted(known.keys() - finished.keys()):
+        raise FedmaskError(
+            f"{results}: holds {len(lost)} finished cells that output={request.output} lacks, {lost[0]} among them; "
+            f"give results={results} to keep them, or remove the file"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -284,7 +336,7 @@ def estimated_seconds(cells: Sequence[Cell], request: Request) -> dict[str, floa
     What an example takes is measured once for every setting and mask, and kept in the study's folder.
     """
     path = request.output / "seconds_per_example.json"
-    measured: dict[str, tuple[float, float]] = json.loads(path.read_text()) if path.exists() else {}
+    measured = _measured_before(path)
     seconds = {}
     for cell in {cell.kind: cell for cell in cells}.values():
         config = compose([*cell.overrides, *request.here])
@@ -295,6 +347,15 @@ def estimated_seconds(cells: Sequence[Cell], request: Request) -> dict[str, floa
             write_atomically(path, json.dumps(measured, indent=2).encode())
         seconds[cell.kind] = _seconds(config, *measured[work])
     return seconds
+
+
+def _measured_before(path: Path) -> dict[str, tuple[float, float]]:
+    """Nothing where the file is damaged: measuring again takes seconds."""
+    try:
+        measured = json.loads(path.read_text()) if path.exists() else {}
+        return {str(work): (float(train), float(encode)) for work, (train, encode) in measured.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def seconds_per_example(config: RunConfig) -> tuple[float, float]:
@@ -361,8 +422,10 @@ class Progress:
         self._estimated_seconds = self._taken_seconds = 0.0
 
     def found(self, finished: Iterable[Finished]) -> None:
+        """Cells of another study, from a results file, are passed over."""
         for entry in finished:
-            self._count(entry.cell)
+            if entry.cell.kind in self._seconds:
+                self._count(entry.cell)
 
     def say_cost(self, name: str) -> None:
         print(

@@ -19,6 +19,9 @@ from flwr.app import Message
 from fedmask.errors import FedmaskError
 from server.local_grid import LocalGrid
 
+END_SECONDS = 5.0
+"""What a worker may take to end when there is nothing left to do."""
+
 MESSAGES_AHEAD = 2
 """Messages that a worker has at a time: one to work on, one that is there when it has done with it."""
 
@@ -49,8 +52,9 @@ class WorkerGrid(LocalGrid):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for connection in self._connections:
-            connection.close()
+            connection.close()  # a worker that waits for a message ends by itself, and tidies up
         for worker in self._workers:
+            worker.join(END_SECONDS if error is None else 0)
             worker.terminate()
             worker.join()
 

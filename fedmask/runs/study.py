@@ -8,6 +8,7 @@ moment and taken up again.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from fedmask.errors import FedmaskError
 
 TUNING_SEED = 0
+_NAME = re.compile("[A-Za-z0-9_]+")
 KEPT_OF_SUMMARY = (
     "score",
     "own_score",
@@ -130,10 +132,13 @@ class Finished:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Finished":
+        """Raises KeyError, TypeError, ValueError or IndexError for what is no finished cell."""
         cell = Cell(raw["row"], raw["setting"], raw["seed"], raw["is_final"], tuple(raw["overrides"]))
-        return cls(
-            cell, raw["commit"], raw["summary"], tuple((entry[0], entry[1], entry[2]) for entry in raw["validation"])
-        )
+        validation = tuple((entry[0], float(entry[1]), int(entry[2])) for entry in raw["validation"])
+        if not validation:
+            raise ValueError("it was never scored")
+        float(raw["summary"]["seconds"])
+        return cls(cell, raw["commit"], raw["summary"], validation)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -203,6 +208,13 @@ def final_results(
             if cell.name in finished:
                 results.setdefault((row.name, cell.setting), []).append(finished[cell.name])
     return results
+
+
+def asked_for(study: Study, num_seeds: int, finished: Mapping[str, Finished]) -> dict[str, Finished]:
+    """The finished cells that the study, as it is now, asks for; others were left by a grid that was changed."""
+    tried = [entry for row in study.rows.values() for _, entry in tuning_results(study, row, finished)]
+    final = [entry for entries in final_results(study, num_seeds, finished).values() for entry in entries]
+    return {entry.cell.name: entry for entry in (*tried, *final)}
 
 
 def _candidates(study: Study, row: Row, finished: Mapping[str, Finished]) -> list[Cell]:
@@ -286,7 +298,11 @@ def read_results(path: Path) -> dict[str, Finished]:
     if not path.is_file():
         raise FedmaskError(f"results={path}: there is no such file")
     finished: dict[str, Finished] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise FedmaskError(f"results={path}: no text ({error})") from error
+    for number, line in enumerate(lines, start=1):
         try:
             entry = Finished.from_dict(json.loads(line))
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -345,8 +361,14 @@ def read_study(path: Path) -> Study:
         "rows": dict,
     }
     given = reader.take(raw, path.stem, kinds, *kinds)
-    settings = {name: _setting(reader, name, entry) for name, entry in given.get("settings", {}).items()}
-    rows = {name: _row(reader, name, entry, tuple(settings)) for name, entry in given.get("rows", {}).items()}
+    reader.faults += [
+        f"{group}.{name}: a name is of letters, digits and _, for folders are called by it"
+        for group in ("settings", "rows")
+        for name in given.get(group, {})
+        if not _NAME.fullmatch(str(name))
+    ]
+    settings = {str(name): _setting(reader, str(name), entry) for name, entry in given.get("settings", {}).items()}
+    rows = {str(name): _row(reader, str(name), entry, tuple(settings)) for name, entry in given.get("rows", {}).items()}
     for row in rows.values():
         _check_references(reader, row, settings, rows)
     if reader.faults:

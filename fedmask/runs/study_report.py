@@ -2,7 +2,8 @@
 
 In: a study and its finished cells. Out: NAME.md, NAME.svg and NAME.jsonl in a folder of documents, and the text that
 stands between `<!-- study NAME -->` and `<!-- end of study NAME -->` in the README. A score is the mean over tasks of
-test scores; over several seeds it is their mean, with the standard deviation of one seed.
+test scores; over several seeds it is their mean, with the standard deviation of one seed, and in brackets the score of
+the first seed, to hold against rows that ran with that one alone.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from fedmask.runs.study import (
     Finished,
     Row,
     Study,
+    asked_for,
     chosen_rates,
     final_results,
     next_cells,
@@ -34,6 +36,7 @@ def write_study(
     """Returns the files written. Raises FedmaskError where the README, if one is given, has no place for the study."""
     from fedmask.runs.study_plot import score_against_bytes
 
+    kept, finished = finished, asked_for(study, num_seeds, finished)
     results = final_results(study, num_seeds, finished)
     if not results:
         raise FedmaskError(f"study {study.name}: no final cell is finished yet; run it first")
@@ -44,7 +47,7 @@ def write_study(
         texts[readme] = replaced_between(readme, *markers, front)
     folder.mkdir(parents=True, exist_ok=True)
     texts |= {
-        folder / f"{study.name}.jsonl": results_text(finished),
+        folder / f"{study.name}.jsonl": results_text(kept),
         folder / f"{study.name}.svg": score_against_bytes(study, results),
         folder / f"{study.name}.md": "\n".join(_page(study, num_seeds, results, finished)),
     }
@@ -90,10 +93,12 @@ def _made_by(study: Study, num_seeds: int, finished: Mapping[str, Finished]) -> 
     commits = sorted({entry.commit for entry in finished.values()})
     hours = sum(entry.summary["seconds"] for entry in finished.values()) / 3600
     return (
-        f"Mean over tasks of the test score, ± the standard deviation over seeds where there are several; made by "
+        f"Mean over tasks of the test score; ± the standard deviation over seeds where there are several, in brackets "
+        f"the one seed that the rows without ± ran with. Made by "
         f"`python scripts/study.py experiment={study.name} data.root=DIR`, {len(finished)} runs of {hours:.1f} hours "
-        f"together on one thread each, commit {', '.join(commits)}. Rates were chosen on validation with one seed; the "
-        "test split was scored once a cell." + _what_is_left(study, num_seeds, finished)
+        f"of wall time together on one thread each, commit {', '.join(commits)}. Rates "
+        "were chosen on validation with one seed; the test split was scored once a cell."
+        + _what_is_left(study, num_seeds, finished)
     )
 
 
@@ -109,15 +114,16 @@ def _what_is_left(study: Study, num_seeds: int, finished: Mapping[str, Finished]
 
 
 def score_table(study: Study, results: Results) -> Iterator[str]:
-    """Rows against settings; the bytes of a client and round beside."""
+    """Rows against settings; beside, the bytes of a client and round in the setting that most rows have."""
     header = [f"({setting.name}) {setting.title}" for setting in study.settings.values()]
-    yield from _head(["", *header, "bytes a client and round, up + down"])
+    common = max(study.settings, key=lambda name: sum(setting == name for _, setting in results))
+    yield from _head(["", *header, f"bytes a client and round, up + down, on ({common})"])
     for row in study.rows.values():
         cells = [
             _spread([entry.summary["mean_score"] for entry in results.get((row.name, s), ())]) for s in study.settings
         ]
         if any(cells):
-            yield _line([row.title, *cells, _bytes_of(row, study, results)])
+            yield _line([row.title, *cells, _bytes_of(row, common, study, results)])
 
 
 def own_mix_table(study: Study, results: Results) -> Iterator[str]:
@@ -189,10 +195,12 @@ def task_table(study: Study, results: Results) -> Iterator[str]:
             yield _line([row.title, *cells])
 
 
-def _bytes_of(row: Row, study: Study, results: Results) -> str:
-    """In the first setting that the row has."""
-    sent = next(results[row.name, s][0].summary["communication"] for s in study.settings if (row.name, s) in results)
-    return f"{sent['uplink_bytes_per_client_round']:,.0f} + {sent['downlink_bytes_per_client_round']:,.0f}"
+def _bytes_of(row: Row, common: str, study: Study, results: Results) -> str:
+    """In the common setting, or in the first that the row has, which is then named."""
+    setting = next(name for name in (common, *study.settings) if (row.name, name) in results)
+    sent = results[row.name, setting][0].summary["communication"]
+    told = f"{sent['uplink_bytes_per_client_round']:,.0f} + {sent['downlink_bytes_per_client_round']:,.0f}"
+    return told if setting == common else f"{told} on ({setting})"
 
 
 def _rates(rates: Mapping[str, float]) -> str:
@@ -200,12 +208,12 @@ def _rates(rates: Mapping[str, float]) -> str:
 
 
 def _spread(scores: Sequence[float | None]) -> str:
-    """Mean, ± the sample standard deviation where there are several; empty where there is none."""
+    """Mean; ± the sample standard deviation and the first one, where there are several; empty where there is none."""
     known = [score for score in scores if score is not None]
     if not known:
         return ""
     mean = f"{statistics.mean(known):.3f}"
-    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.3f}"
+    return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.3f} ({known[0]:.3f})"
 
 
 def _mean(scores: Mapping[str, float]) -> float | None:

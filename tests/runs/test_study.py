@@ -1,5 +1,6 @@
 """fedmask.runs.study: which cells come next follows from the finished ones alone."""
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,10 +153,25 @@ def test_results_are_read_back_and_do_not_depend_on_the_order(study: Study, tmp_
     }  # fmt: skip
 
 
-def test_a_damaged_line_of_results_is_named(tmp_path: Path) -> None:
-    good = results_text({"x": finish(Cell("r", "a", 0, True, ()))})
-    (tmp_path / "small.jsonl").write_text(good + '{"row": "r"}\n')
+@pytest.mark.parametrize("damage", ["cut", "never scored", "no seconds", "scores are words"])
+def test_a_damaged_line_of_results_is_named(tmp_path: Path, damage: str) -> None:
+    entry = finish(Cell("r", "a", 0, True, ()))
+    good = results_text({"x": entry})
+    raw = entry.as_dict()
+    bad = {
+        "cut": {"row": "r"},
+        "never scored": raw | {"validation": []},
+        "no seconds": raw | {"summary": {}},
+        "scores are words": raw | {"validation": [[1, "high", 3]]},
+    }[damage]
+    (tmp_path / "small.jsonl").write_text(good + json.dumps(bad) + "\n")
     with pytest.raises(FedmaskError, match=r"small\.jsonl, line 2: no finished cell of a study"):
+        read_results(tmp_path / "small.jsonl")
+
+
+def test_results_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "small.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(FedmaskError, match=r"small\.jsonl: no text"):
         read_results(tmp_path / "small.jsonl")
 
 
@@ -172,7 +188,8 @@ def test_a_finished_cell_has_its_scored_rounds_with_all_bytes_until_then() -> No
 def test_all_faults_of_a_study_are_told(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
         "question: q\nbudget: 1\noverrides: []\nsettings: {a: {overrides: []}}\n"
-        "rows:\n  x: {title: x, overrides: [], settings: [z], rates_from: y}\n"
+        "rows:\n  a/b: {title: y, overrides: []}\n  1: {title: one, overrides: []}\n"
+        "  x: {title: x, overrides: [], settings: [z], rates_from: y}\n"
         "  w: {title: w, overrides: [], tune: {client.learning_rate: high}}\n"
     )
     with pytest.raises(FedmaskError) as caught:
@@ -180,6 +197,7 @@ def test_all_faults_of_a_study_are_told(tmp_path: Path) -> None:
     assert str(caught.value).splitlines() == [
         "study bad: bad.budget: no such key; there are question, budget_hours, overrides, settings, rows",
         "study bad: bad.budget_hours: missing",
+        "study bad: rows.a/b: a name is of letters, digits and _, for folders are called by it",
         "study bad: settings.a.title: missing",
         "study bad: rows.w.tune.client.learning_rate: must be a list of numbers",
         "study bad: rows.w.tune.setting: missing; name the setting to tune on",

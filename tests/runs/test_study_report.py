@@ -1,6 +1,7 @@
 """fedmask.runs.study_report: every number comes from a finished cell, and the README's from the results file."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,21 @@ def readme(tmp_path: Path) -> Path:
 def test_scores_are_means_with_the_spread_of_the_seeds(study: Study, finished: dict[str, Finished]) -> None:
     lines = list(score_table(study, final_results(study, 3, finished)))
     spread = statistics.stdev([0.55, 0.65, 0.75])
-    assert lines[0] == "|  | (a) first | (b) second | bytes a client and round, up + down |"
-    assert lines[2] == f"| a tuned one | 0.650 ± {spread:.3f} | 0.650 ± {spread:.3f} | 1,234 + 5,678 |"
+    assert lines[0] == "|  | (a) first | (b) second | bytes a client and round, up + down, on (a) |"
+    tuned = f"0.650 ± {spread:.3f} (0.550)"  # in brackets the first seed, which the other row ran with
+    assert lines[2] == f"| a tuned one | {tuned} | {tuned} | 1,234 + 5,678 |"
     assert lines[3] == "| each alone | 0.500 |  | 1,234 + 5,678 |"
+
+
+def test_bytes_of_another_setting_than_the_others_are_marked(study: Study, finished: dict[str, Finished]) -> None:
+    results = dict(final_results(study, 3, finished))
+    results["alone", "b"] = results.pop(("alone", "a"))  # now (b) is the common one
+    del results["tuned", "b"]
+    results["tuned", "a"][0].summary["communication"]["uplink_bytes_per_client_round"] = 9.0
+    lines = list(score_table(study, results))
+    assert lines[0].endswith("on (a) |")
+    assert lines[2].endswith("| 9 + 5,678 |")
+    assert lines[3].endswith("|  | 0.500 | 1,234 + 5,678 on (b) |")
 
 
 def test_the_page_tells_what_was_tried_and_what_was_chosen(
@@ -75,9 +88,20 @@ def test_the_page_tells_what_was_tried_and_what_was_chosen(
     assert "client.learning_rate 0.01: 0.500" in page
     assert "client.learning_rate 0.03: 0.550" in page
     assert "| client.learning_rate 0.03 |" in page
-    assert "always the client's majority label | 0.600 ± 0.000 | 0.600 ± 0.000 |" in page
-    assert f"{len(finished)} runs of {len(finished) / 2:.1f} hours together on one thread each, commit abc1234" in page
+    assert "always the client's majority label | 0.600 ± 0.000 (0.600) | 0.600 ± 0.000 (0.600) |" in page
+    runs = f"{len(finished)} runs of {len(finished) / 2:.1f} hours of wall time together on one thread each, commit abc"
+    assert runs in page
     assert (tmp_path / "docs" / "small.svg").read_text().count("<svg") == 1
+
+
+def test_cells_that_the_study_no_longer_asks_for_are_kept_and_not_counted(
+    study: Study, finished: dict[str, Finished], tmp_path: Path
+) -> None:
+    some = next(entry for entry in finished.values() if entry.cell.row == "alone")
+    stale = replace(some, cell=replace(some.cell, overrides=("rounds=99",)))
+    write_study(study, 3, finished | {stale.cell.name: stale}, tmp_path, None)
+    assert f"{len(finished)} runs of" in (tmp_path / "small.md").read_text()
+    assert len(read_results(tmp_path / "small.jsonl")) == len(finished) + 1
 
 
 def test_only_what_stands_between_the_markers_is_rewritten(

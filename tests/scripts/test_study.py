@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,36 @@ def test_cells_that_finished_elsewhere_are_taken_over(
     code, out, err = finished(*arguments, f"output={output}", f"results={tmp_path / 'some.jsonl'}", "report=true")
     assert code == 0, err
     assert len(read_results(output / "small.jsonl")) == NUM_CELLS
+
+
+def test_results_that_would_be_lost_are_not_overwritten(
+    whole: tuple[Path, str], study_file: Path, tmp_path: Path
+) -> None:
+    arguments = [f"experiment={study_file}", "seeds=2", "report=true"]
+    assert finished(*arguments, f"output={whole[0]}")[0] == 0
+    output = tmp_path / "cells"
+    output.mkdir()
+    shutil.copy(whole[0] / "small.jsonl", output)
+    code, _, err = finished(*arguments, f"output={output}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"small.jsonl: holds {NUM_CELLS} finished cells that output={output} lacks" in err
+    assert finished(*arguments, f"output={output}", f"results={output / 'small.jsonl'}")[0] == 0
+
+
+def test_a_cell_that_was_killed_before_its_page_gets_it_later_and_a_damaged_one_is_named(
+    whole: tuple[Path, str], study_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "cells"
+    shutil.copytree(whole[0], output)
+    arguments = [f"experiment={study_file}", "seeds=2", f"output={output}", "report=true"]
+    without, damaged = cells_of(output)[:2]
+    (without / "report.html").unlink()
+    assert finished(*arguments)[0] == 0
+    assert (without / "report.html").exists()
+    (damaged / "summary.json").write_text("{")
+    code, _, err = finished(*arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"{damaged}: its files are damaged")
 
 
 def test_one_study_is_not_run_twice_at_a_time(study_file: Path, tmp_path: Path) -> None:
