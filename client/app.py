@@ -8,6 +8,7 @@ not hold it asks for: its reply names what is missing, and the server sends it a
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def receive_mask(message: Message, context: Context) -> Message:
             "mask-mismatch": str(error),
         }
         return Message(pack(config=refusal), reply_to=message)
-    context.state[SETUP] = ConfigRecord({"bytes": setup_bytes})
+    context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context)
     facts: dict[str, int | float | str | bool] = {
         "client-id": client.data.client_id,
@@ -84,6 +85,12 @@ def receive_mask(message: Message, context: Context) -> Message:
         "head-size": client.layout.size,
     }
     return Message(pack(config=facts), reply_to=message)
+
+
+@lru_cache(maxsize=2)
+def _setup_record(setup_bytes: bytes) -> ConfigRecord:
+    """One object for all clients of a process: of ten thousand, each holds a reference."""
+    return ConfigRecord({"bytes": setup_bytes})
 
 
 class MissingError(Exception):
@@ -123,7 +130,7 @@ def train(message: Message, context: Context) -> Message:
         payload += _update("head", client.layout.digest, result.head, start_head)
     elif is_sound:  # the server rejects this reply; the client goes on from what it had before the round
         client.state.keep_head(client.layout, result.head)
-    metrics: dict[str, int | float] = {"num-examples": len(client.data.train), "train-loss": result.mean_loss}
+    metrics: dict[str, int | float] = {"num-examples": client.data.num_examples, "train-loss": result.mean_loss}
     return Message(pack(payload, metrics=metrics), reply_to=message)
 
 
@@ -224,7 +231,7 @@ def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: in
     )
     tokens = client.run.texts.training(data.client_id)
     if not settings.trains_delta:
-        features = client.run.texts.base_features("train", data.client_id)
+        features = client.run.texts.base_training_features(data.client_id)
         trained_head, loss = train_head(features, client.layout, head, tokens, local)
         return LocalResult(delta, trained_head, loss)
     assert client.run.gradient is not None
@@ -256,7 +263,7 @@ def _update(name: str, layout_digest: str, local: Tensor, start: Tensor) -> byte
 def _features(client: Client, delta: Tensor, split: str) -> Tensor:
     settings, task = client.run.settings, client.data.task
     if not settings.trains_delta:
-        return client.run.texts.base_features(split, task.name)
+        return client.run.texts.base_features(task, split)
     if settings.exchanges_delta:
         return client.run.features(delta, task, split)
     return client.run.encode_with(delta, task, split)

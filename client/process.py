@@ -6,6 +6,8 @@ shares work as well: clients with the same delta and task differ in their heads 
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +25,7 @@ from fedmask.training.delta import SelectedEntries
 from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.text import TokenizedSplit, encode, tokenize
+from fedmask.training.token_cache import cached_tokens
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import NamedVector
 
@@ -34,7 +37,8 @@ class Texts:
         self.base = base
         self.clients = clients
         self._max_length = max_length
-        self._tokens: dict[tuple[str, str | int], TokenizedSplit] = {}
+        self._tokens: dict[tuple[str, str], TokenizedSplit] = {}
+        self._ranges: dict[int, tuple[int, int]] = _ranges(clients)
         self._base_features: dict[tuple[str, str | int], Tensor] = {}
         self._head_starts: dict[tuple[HeadLayout, str, int], Tensor] = {}
 
@@ -47,18 +51,25 @@ class Texts:
         return self.clients[client_id]
 
     def training(self, client_id: int) -> TokenizedSplit:
-        """The client's own training examples."""
-        return self._tokenized("train", client_id)
+        """The client's own training examples: a part of its task's."""
+        first, end = self._ranges[client_id]
+        return self._tokenized("train", self.client(client_id).task).part(first, end)
 
     def split(self, task: Task, name: str) -> TokenizedSplit:
         """A task's whole `validation` or `test` split."""
-        return self._tokenized(name, task.name)
+        return self._tokenized(name, task)
 
-    def base_features(self, split: str, owner: str | int) -> Tensor:
-        """Features (n, H) of the base model without any delta; encoded once."""
-        key = (split, owner)
+    def base_features(self, task: Task, split: str) -> Tensor:
+        """Features (n, H) of a whole split under the base model without any delta; encoded once."""
+        return self._encoded_once((split, task.name), lambda: self.split(task, split))
+
+    def base_training_features(self, client_id: int) -> Tensor:
+        """Features (n, H) of the client's own training examples under the base model; encoded once."""
+        return self._encoded_once(("train", client_id), lambda: self.training(client_id))
+
+    def _encoded_once(self, key: tuple[str, str | int], tokens: Callable[[], TokenizedSplit]) -> Tensor:
         if key not in self._base_features:
-            self._base_features[key] = encode(self.base.encoder, self._tokenized(split, owner))
+            self._base_features[key] = encode(self.base.encoder, tokens())
         return self._base_features[key]
 
     def head_start(self, layout: HeadLayout, head_init: str, seed: int) -> Tensor:
@@ -76,16 +87,31 @@ class Texts:
         tokens = tokenize(rows, self.base.tokenizer, self.base.encoder, self._max_length)
         return layout.label_name_start(encode(self.base.encoder, tokens))
 
-    def _tokenized(self, split: str, owner: str | int) -> TokenizedSplit:
-        key = (split, owner)
+    def _tokenized(self, split: str, task: Task) -> TokenizedSplit:
+        """train: what the task's clients have, in client order."""
+        key = (split, task.name)
         if key not in self._tokens:
-            if isinstance(owner, int):
-                rows = self.client(owner).train
-            else:
-                task = next(client.task for client in self.clients if client.task.name == owner)
-                rows = {"validation": task.validation, "test": task.test}[split]
-            self._tokens[key] = tokenize(rows, self.base.tokenizer, self.base.encoder, self._max_length)
+            rows = (
+                self._training_rows(task)
+                if split == "train"
+                else {"validation": task.validation, "test": task.test}[split]
+            )
+            self._tokens[key] = cached_tokens(rows, self.base.tokenizer, self.base.encoder, self._max_length)
         return self._tokens[key]
+
+    def _training_rows(self, task: Task) -> Split:
+        return task.train.take(np.concatenate([client.rows for client in self.clients if client.task is task]))
+
+
+def _ranges(clients: tuple[ClientData, ...]) -> dict[int, tuple[int, int]]:
+    """By client_id where a client's rows stand among all rows of its task's clients."""
+    ends: Counter[str] = Counter()
+    ranges = {}
+    for client in clients:
+        first = ends[client.task.name]
+        ends[client.task.name] += client.num_examples
+        ranges[client.client_id] = first, ends[client.task.name]
+    return ranges
 
 
 class RunInProcess:

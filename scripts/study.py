@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -35,6 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
+from fedmask.runs.commit import commit_of
 from fedmask.runs.config import RunConfig
 from fedmask.runs.study import Cell, Finished, Study, finished_cell, next_cells, planned_cells, read_results, read_study
 from server.compose import CONF, STUDIES, compose
@@ -210,19 +210,9 @@ def run_cell(cell: Cell, output: Path, here: tuple[str, ...]) -> None:
     config = resolved(compose([*cell.overrides, *here, f"output={folder}", "overwrite=true"]), datetime.now())
     folder.mkdir(exist_ok=True)
     facts = {"row": cell.row, "setting": cell.setting, "seed": cell.seed, "is_final": cell.is_final}
-    facts |= {"overrides": list(cell.overrides), "commit": _commit()}
+    facts |= {"overrides": list(cell.overrides), "commit": commit_of(ROOT)}
     write_atomically(folder / CELL_FILE, (json.dumps(facts, indent=2) + "\n").encode())
     run_federation(LocalGrid(client_app, num_clients(config), config.seed), config, SilentObserver())
-
-
-def _commit() -> str:
-    """Of the code that runs; with + where files differ from it."""
-
-    def git(*arguments: str) -> str:
-        finished = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        return finished.stdout.strip()
-
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("status", "--porcelain") else "")
 
 
 @contextmanager
@@ -348,7 +338,7 @@ def _seconds(config: RunConfig, train: float, encode: float) -> float:
 
     clients = population(config.data, config.clients, config.seed)
     tasks = {client.task.name: client.task for client in clients}.values()
-    num_train = sum(len(client.train) for client in clients)
+    num_train = sum(client.num_examples for client in clients)
     validation, test = (sum(len(getattr(task, split)) for task in tasks) for split in ("validation", "test"))
     test = test if config.score_test else 0
     if config.baseline == "frozen":  # encodes everything once

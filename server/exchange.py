@@ -7,6 +7,7 @@ order of arrival, and none has to be held longer than that order needs.
 
 import logging
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +34,7 @@ NOTICE_SECONDS = 10.0
 _LAYOUT_DIGEST = re.compile("[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A client as it introduced itself in round 0."""
 
@@ -114,10 +115,15 @@ class Exchange:
     ) -> tuple[list[int], dict[int, str]]:
         """Returns the nodes whose base weights give another mask, and by node id what else went wrong."""
         setup_bytes = setup.to_bytes()
-        messages = [Message(pack(setup_bytes), node, "query.mask", group_id=str(server_round)) for node in nodes]
-        sizes = {message.metadata.dst_node_id: wire_bytes(message) for message in messages}
-        refused, failed = list[int](), dict[int, str]()
-        for reply in _replies(grid, messages, timeout):
+        sizes, refused, failed = dict[int, int](), list[int](), dict[int, str]()
+
+        def messages() -> Iterator[Message]:
+            for node_id in nodes:
+                message = Message(pack(setup_bytes), node_id, "query.mask", group_id=str(server_round))
+                sizes[node_id] = wire_bytes(message)
+                yield message
+
+        for reply in _replies(grid, messages(), timeout):
             node_id = reply.metadata.src_node_id
             if reply.has_error():
                 failed[node_id] = f"a client could not be set up: {reply.error.reason}"
@@ -154,7 +160,9 @@ class Exchange:
             raise FedmaskError(
                 f"clients {known.client_id} and {client_id} give one head layout the sizes {known.head_size} and {size}"
             )
-        self.members[client_id] = Member(client_id, node_id, word(facts, "task"), metric, layout, size)
+        # Interned: thousands of clients share a few tasks, and each reply brings the words anew.
+        task, metric, layout = sys.intern(word(facts, "task")), sys.intern(metric), sys.intern(layout)
+        self.members[client_id] = Member(client_id, node_id, task, metric, layout, size)
         self._client_ids[node_id] = client_id
 
     # ---- rounds ------------------------------------------------------------------------------------------------
@@ -164,55 +172,70 @@ class Exchange:
         grid: Grid,
         server_round: int,
         kind: str,
+        version: int,
         requests: Iterable[Message],
-        ask_again: Callable[[Member, Message], Message],
+        ask_again: Callable[[Member], Message],
         timeout: float,
     ) -> Iterator[Message]:
         """Send, and yield the replies in client order; count every byte. Who never answers yields nothing.
 
-        A client that says it lacks its mask or vectors is sent the mask again and then `ask_again` of its request, in
-        the same round.
+        version: of the global vectors that the requests are about. requests: in client order; each is made when the
+        grid takes it, so that no more of them are held than are under way. A client that says it lacks its mask or
+        vectors is sent the mask again and then `ask_again`, in the same round.
         """
-        by_client = {self._client_ids[request.metadata.dst_node_id]: request for request in requests}
-        waiting, arrived = deque(sorted(by_client)), dict[int, Message]()
-        asking, lacking = [by_client[client_id] for client_id in waiting], list[int]()
-        for first_time in (True, False):
-            for reply in self._ask(grid, server_round, kind, asking, timeout):
-                member = self.member_of(reply)
-                if first_time and not reply.has_error() and "missing" in config_of(reply.content):
-                    lacking.append(member.client_id)
-                    continue
-                self._note_held(member, by_client[member.client_id], reply)
-                arrived[member.client_id] = reply
-                while waiting and waiting[0] in arrived:
-                    self._observer.reply_arrived(waiting[0])
-                    yield arrived.pop(waiting.popleft())
-            if not (first_time and lacking):
-                break
+        waiting, arrived, lacking = deque[int](), dict[int, Message](), list[int]()
+
+        def asked() -> Iterator[Message]:
+            for request in requests:
+                waiting.append(self._client_ids[request.metadata.dst_node_id])
+                yield request
+
+        def first_answers() -> Iterator[Message]:
+            for reply in self._ask(grid, server_round, kind, asked(), timeout):
+                if not reply.has_error() and "missing" in config_of(reply.content):
+                    lacking.append(self.member_of(reply).client_id)
+                else:
+                    yield reply
+
+        def second_answers() -> Iterator[Message]:
             members = [self.members[client_id] for client_id in sorted(lacking)]
             # Who cannot be set up again says a second time what it lacks, and is counted by whoever reads the reply.
             self._introduce(grid, [member.node_id for member in members], server_round, timeout)
-            asking = [ask_again(member, by_client[member.client_id]) for member in members]
+            yield from self._ask(grid, server_round, kind, map(ask_again, members), timeout)
+
+        for answers in (first_answers, second_answers):
+            for reply in answers():
+                client_id = self.member_of(reply).client_id
+                self._note_held(client_id, version, reply)
+                arrived[client_id] = reply
+                while waiting and waiting[0] in arrived:
+                    self._observer.reply_arrived(waiting[0])
+                    yield arrived.pop(waiting.popleft())
+            if not lacking:
+                break
         for client_id in waiting:
             if client_id in arrived:
                 self._observer.reply_arrived(client_id)
                 yield arrived.pop(client_id)
 
     def _ask(
-        self, grid: Grid, server_round: int, kind: str, requests: list[Message], timeout: float
+        self, grid: Grid, server_round: int, kind: str, requests: Iterable[Message], timeout: float
     ) -> Iterator[Message]:
-        for request in requests:
-            self._record(server_round, self._client_ids[request.metadata.dst_node_id], "down", kind, request)
-        for reply in _replies(grid, requests, timeout):
+        def counted() -> Iterator[Message]:
+            for request in requests:
+                self._record(server_round, self._client_ids[request.metadata.dst_node_id], "down", kind, request)
+                yield request
+
+        for reply in _replies(grid, counted(), timeout):
             self._record(server_round, self._client_ids[reply.metadata.src_node_id], "up", kind, reply)
             yield reply
 
-    def _note_held(self, member: Member, request: Message, reply: Message) -> None:
-        """A client that answered, and lacks nothing, holds the version that its request named."""
+    def _note_held(self, client_id: int, version: int, reply: Message) -> None:
+        """A client that answered, and lacks nothing, holds the version that it was asked about."""
         if reply.has_error() or "missing" in config_of(reply.content):
-            self._held_version.pop(member.client_id, None)
+            self._held_version.pop(client_id, None)
         else:
-            self._held_version[member.client_id] = whole_number(config_of(request.content), "version")
+            self._held_version[client_id] = version
 
     def _record(self, server_round: int, client_id: int, direction: Direction, kind: str, message: Message) -> None:
         """One message into the ledger; a shared head's frame is counted under a kind of its own."""
@@ -233,7 +256,7 @@ class _StreamingGrid(Protocol):
     def stream(self, messages: Iterable[Message]) -> Iterator[Message]: ...
 
 
-def _replies(grid: Grid, messages: list[Message], timeout: float) -> Iterable[Message]:
+def _replies(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
     """Replies one by one where the grid can hand them over so, else all at once."""
     if hasattr(grid, "stream"):
         streaming: _StreamingGrid = grid

@@ -15,7 +15,7 @@ from fedmask.errors import RejectedMessage
 from fedmask.tasks.metrics import METRICS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ClientScore:
     """One client's model on one split."""
 

@@ -146,7 +146,8 @@ class MaskedAveraging(Strategy):
             assert train_metrics is not None
             is_scored = server_round % self._score_every == 0 or server_round == num_rounds
             requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid) if is_scored else []
-            scores = self._scores(server_round, self._replies(grid, server_round, "evaluate", requests, timeout))
+            replies = self._replies(grid, server_round, "evaluate", requests, timeout, "validation")
+            scores = self._scores(server_round, replies)
             result.arrays = arrays
             result.train_metrics_clientapp[server_round] = train_metrics
             result.evaluate_metrics_clientapp[server_round] = _score_metrics(scores)
@@ -169,7 +170,8 @@ class MaskedAveraging(Strategy):
     def _score_on_test(self, grid: Grid, server_round: int, timeout: float) -> None:
         self._failures.clear()
         requests = self._score_requests(server_round, sorted(self._drawn), "test")
-        self.test_scores = self._scores(server_round, self._replies(grid, server_round, "evaluate", requests, timeout))
+        replies = self._replies(grid, server_round, "evaluate", requests, timeout, "test")
+        self.test_scores = self._scores(server_round, replies)
         self.test_failure_causes = dict(self._failures)
 
     @staticmethod
@@ -190,7 +192,7 @@ class MaskedAveraging(Strategy):
         self._drawn.update(cohort)
         self._observer.stage_started(server_round, "training", len(cohort))
         members = [self._exchange.members[client_id] for client_id in cohort]
-        return [self._request("train", member, server_round, with_vectors=True) for member in members]
+        return (self._request("train", member, server_round, with_vectors=True) for member in members)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -210,7 +212,9 @@ class MaskedAveraging(Strategy):
                 continue
             for vector in vectors:
                 key = (vector.name, vector.layout_digest)
-                means.setdefault(key, WeightedMean(vector.values.size)).add(vector.values, num_examples)
+                if key not in means:
+                    means[key] = WeightedMean(vector.values.size)
+                means[key].add(vector.values, num_examples)
             loss.add(np.array([train_loss], np.float32), num_examples)
         if loss.is_empty:
             causes = ", ".join(f"{cause} x {number}" for cause, number in sorted(self._failures.items()))
@@ -271,10 +275,10 @@ class MaskedAveraging(Strategy):
         """The task scores as Flower's record."""
         return _score_metrics(self._scores(server_round, replies))
 
-    def _score_requests(self, server_round: int, client_ids: list[int], split: str) -> list[Message]:
+    def _score_requests(self, server_round: int, client_ids: list[int], split: str) -> Iterable[Message]:
         self._observer.stage_started(server_round, f"scoring on {split}", len(client_ids))
         members = [self._exchange.members[client_id] for client_id in client_ids]
-        return [self._request("evaluate", member, server_round, split) for member in members]
+        return (self._request("evaluate", member, server_round, split) for member in members)
 
     def _scores(self, server_round: int, replies: Iterable[Message]) -> Scores:
         scores = []
@@ -330,17 +334,27 @@ class MaskedAveraging(Strategy):
         return frames[(name, layout_digest)]
 
     def _replies(
-        self, grid: Grid, server_round: int, kind: str, requests: Iterable[Message], timeout: float
+        self,
+        grid: Grid,
+        server_round: int,
+        kind: str,
+        requests: Iterable[Message],
+        timeout: float,
+        split: str = "",
     ) -> Iterator[Message]:
         """Replies in client order; a client that never answers is counted as a failure."""
+        silent = set[int]()
 
-        def ask_again(member: Member, request: Message) -> Message:
-            split = config_of(request.content).get("split", "")
-            return self._request(kind, member, server_round, str(split), with_vectors=True)
+        def asked() -> Iterator[Message]:
+            for request in requests:
+                silent.add(request.metadata.dst_node_id)
+                yield request
 
-        requests = list(requests)
-        silent = {request.metadata.dst_node_id for request in requests}
-        for reply in self._exchange.replies(grid, server_round, kind, requests, ask_again, timeout):
+        def ask_again(member: Member) -> Message:
+            return self._request(kind, member, server_round, split, with_vectors=True)
+
+        version = self.state.version
+        for reply in self._exchange.replies(grid, server_round, kind, version, asked(), ask_again, timeout):
             silent.discard(reply.metadata.src_node_id)
             yield reply
         for member in self._exchange.members.values():

@@ -8,7 +8,7 @@ its memory.
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -59,28 +59,25 @@ class WorkerGrid(LocalGrid):
             connection.send(folder.resolve())
 
     def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Replies as they come. Raises FedmaskError where a worker dies."""
-        waiting: list[deque[Message]] = [deque() for _ in self._workers]
-        for message in messages:
-            self._name(message)
-            waiting[self._worker_of.get(message.metadata.dst_node_id, 0)].append(message)
-        ahead = [0] * len(self._workers)
-        for number in range(len(self._workers)):
-            ahead[number] = self._send(number, waiting[number], MESSAGES_AHEAD)
+        """Replies as they come; a message is taken when a worker is ready for it. Raises FedmaskError where a worker
+        dies."""
+        queues = _Queues(messages, self._worker_of, len(self._workers))
+        ahead = [self._send(number, queues, MESSAGES_AHEAD) for number in range(len(self._workers))]
         while busy := [self._connections[number] for number, sent in enumerate(ahead) if sent]:
             for connection in wait(busy):
                 number = self._connections.index(connection)  # type: ignore[arg-type]
                 reply = self._receive(number)
-                ahead[number] += self._send(number, waiting[number], 1) - 1
+                ahead[number] += self._send(number, queues, 1) - 1
                 self._name(reply)
                 yield reply
 
-    def _send(self, number: int, waiting: deque[Message], most: int) -> int:
+    def _send(self, number: int, queues: "_Queues", most: int) -> int:
         """How many were sent."""
         sent = 0
-        while waiting and sent < most:
+        while sent < most and (message := queues.next_for(number)) is not None:
+            self._name(message)
             try:
-                self._connections[number].send(waiting.popleft())
+                self._connections[number].send(message)
             except OSError as error:
                 raise self._lost(number) from error
             sent += 1
@@ -100,6 +97,24 @@ class WorkerGrid(LocalGrid):
             f"worker {number} (process {worker.pid}) died with exit code {worker.exitcode}; the run is stopped, for "
             "its clients would be missing from every round. If memory ran out, take fewer workers"
         )
+
+
+class _Queues:
+    """Messages by worker, taken from where they are made only until there is one for the worker that asks."""
+
+    def __init__(self, messages: Iterable[Message], worker_of: Mapping[int, int], num_workers: int) -> None:
+        self._messages = iter(messages)
+        self._worker_of = worker_of
+        self._waiting: list[deque[Message]] = [deque() for _ in range(num_workers)]
+
+    def next_for(self, worker: int) -> Message | None:
+        """None once there are no more for this worker. Nodes that nobody knows are the first one's, which says so."""
+        while not self._waiting[worker]:
+            message = next(self._messages, None)
+            if message is None:
+                return None
+            self._waiting[self._worker_of.get(message.metadata.dst_node_id, 0)].append(message)
+        return self._waiting[worker].popleft()
 
 
 def _load(client_app: str):  # type: ignore[no-untyped-def]

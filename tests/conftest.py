@@ -1,6 +1,7 @@
-"""What all tests share: an offline process of one thread, and the tiny base model in both dtypes."""
+"""What all tests share: an offline process of one thread with a cache of its own; the tiny base in both dtypes."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import yaml  # type: ignore[import-untyped]
 
 from fedmask.models import BaseModel, load_base
 
+_cache = tempfile.TemporaryDirectory(prefix="fedmask-tests-")  # until this process ends
 os.environ |= {
+    "FEDMASK_CACHE_FOLDER": _cache.name,
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_OFFLINE": "1",

@@ -6,13 +6,15 @@ biases, everything. k = round(density x parameters of the model).
 
 The magnitude rules read the weights once, in pieces: a strided sample gives an upper bound of the k-th smallest |w|,
 one pass collects what lies below, and whenever more than about 2 k are held the surplus is dropped, so memory stays
-O(k) however many weights are tied.
+O(k) however many weights are tied. As many threads as torch has share the pass: each finds the k smallest of its run of
+tensors, and the k smallest of those are the answer, whatever the number of threads.
 """
 
 import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -42,6 +44,7 @@ _INFINITY_BITS = np.uint32(0x7F800000)
 _SAMPLE_STRIDE = 997
 _SAMPLE_ENTRIES = 4096
 _SLACK_ENTRIES = 1 << 16
+_ENTRIES_WORTH_A_THREAD = 1 << 19
 
 _FFN_BIAS = re.compile(
     r"(^|\.)("
@@ -340,22 +343,47 @@ def _sample(tensors: Tensors) -> Keys:
 
 def _collect(tensors: Tensors, count: int, bound: int, to_keys: Callable[[Keys], Keys]) -> Indices:
     """Positions of the `count` smallest keys below `bound` (of all of them, where there are fewer), ascending."""
+    runs = _runs(tensors, torch.get_num_threads())
+    with ThreadPoolExecutor(len(runs)) as pool:  # NumPy lets other threads work while it does
+        futures = [pool.submit(_collect_run, run, start, count, bound, to_keys) for start, run in runs]
+        keys, positions = zip(*(future.result() for future in futures), strict=True)
+    return _lowest(np.concatenate(keys), np.concatenate(positions), count)[1]
+
+
+def _runs(tensors: Tensors, most: int) -> Sequence[tuple[int, Tensors]]:
+    """The tensors in at most `most` runs of about the same size, each with the position where it starts."""
+    total = sum(tensor.numel() for tensor in tensors.values())
+    most = max(1, min(most, total // _ENTRIES_WORTH_A_THREAD))
+    runs: list[tuple[int, dict[str, Tensor]]] = []
+    start = 0
+    for name, tensor in tensors.items():
+        if start * most >= len(runs) * total:
+            runs.append((start, {}))
+        runs[-1][1][name] = tensor
+        start += tensor.numel()
+    return runs
+
+
+def _collect_run(
+    tensors: Tensors, start: int, count: int, bound: int, to_keys: Callable[[Keys], Keys]
+) -> tuple[Keys, Indices]:
+    """The `count` smallest keys below `bound` of tensors that start at position `start`, and their positions."""
     keys, positions = [np.empty(0, dtype=np.uint32)], [np.empty(0, dtype=np.int64)]
     held = 0
-    for start, magnitudes in _magnitude_chunks(tensors):
+    for offset, magnitudes in _magnitude_chunks(tensors):
         chunk = to_keys(magnitudes)
         below = np.flatnonzero(chunk < np.uint32(bound))
         if not len(below):
             continue
         keys.append(chunk[below])
-        positions.append(below + start)
+        positions.append(below + (start + offset))
         held += len(below)
         if held > 2 * count + _SLACK_ENTRIES:
             kept_keys, kept_positions = _lowest(np.concatenate(keys), np.concatenate(positions), count)
             keys, positions, held = [kept_keys], [kept_positions], count
             # Later positions lose every tie, so only smaller keys are of interest from here on.
             bound = int(kept_keys.max(initial=0))
-    return _lowest(np.concatenate(keys), np.concatenate(positions), count)[1]
+    return _lowest(np.concatenate(keys), np.concatenate(positions), count)
 
 
 def _lowest(keys: Keys, positions: Indices, count: int) -> tuple[Keys, Indices]:

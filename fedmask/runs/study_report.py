@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
+from fedmask.runs.markers import replaced_between
 from fedmask.runs.study import (
     Finished,
     Row,
@@ -38,7 +39,9 @@ def write_study(
         raise FedmaskError(f"study {study.name}: no final cell is finished yet; run it first")
     texts = {}
     if readme is not None:
-        texts[readme] = _replaced(readme, f"study {study.name}", "\n".join(_front(study, num_seeds, results, finished)))
+        front = "\n".join(_front(study, num_seeds, results, finished))
+        markers = f"<!-- study {study.name} -->", f"<!-- end of study {study.name} -->"
+        texts[readme] = replaced_between(readme, *markers, front)
     folder.mkdir(parents=True, exist_ok=True)
     texts |= {
         folder / f"{study.name}.jsonl": results_text(finished),
@@ -48,17 +51,6 @@ def write_study(
     for path, text in texts.items():
         write_atomically(path, text.encode())
     return list(texts)
-
-
-def _replaced(path: Path, name: str, text: str) -> str:
-    """The file's text with what stands between the two markers of this name replaced."""
-    old = path.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, found, rest = old.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not found or not found_end:
-        raise FedmaskError(f"{path.name}: has no lines {begin} and {end}; put them where the table shall stand")
-    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

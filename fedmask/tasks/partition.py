@@ -34,9 +34,19 @@ class ClientData:
     client_id: int
     """From 0."""
     task: Task
-    train: Split
+    rows: np.ndarray
+    """int64 (n,): its rows of the task's train split."""
     label_mix: np.ndarray | None
     """Fractions (C,) of its own training labels, by class; None for regression."""
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.rows)
+
+    @property
+    def train(self) -> Split:
+        """Its training examples, picked out anew at each call."""
+        return self.task.train.take(self.rows)
 
 
 def partition(
@@ -99,12 +109,7 @@ def pool(clients: Sequence[ClientData]) -> tuple[ClientData, ...]:
 
 
 def _pooled(client_id: int, group: Sequence[ClientData]) -> ClientData:
-    parts = [client.train for client in group]
-    text_b = None if parts[0].text_b is None else tuple(text for part in parts for text in part.text_b or ())
-    labels = np.concatenate([part.labels for part in parts])
-    train = Split(tuple(text for part in parts for text in part.text_a), text_b, labels)
-    task = group[0].task
-    return ClientData(client_id, task, train, _label_mix(task, train))
+    return _client(client_id, group[0].task, np.concatenate([client.rows for client in group]))
 
 
 def _groups(task: Task, client_ids: Sequence[int], by_domain: bool) -> list[_Group]:
@@ -194,13 +199,14 @@ def _load(partitioner: "Partitioner", columns: Mapping[str, Any]) -> list[list[i
 
 
 def _client(client_id: int, task: Task, rows: np.ndarray) -> ClientData:
-    train = task.train.take(rows)
-    return ClientData(client_id, task, train, _label_mix(task, train))
+    return ClientData(client_id, task, rows, _label_mix(task, rows))
 
 
-def _label_mix(task: Task, train: Split) -> np.ndarray | None:
+def _label_mix(task: Task, rows: np.ndarray) -> np.ndarray | None:
     """Fractions (C,) of the classes in these rows; None for regression."""
-    return None if task.labels is None else np.bincount(train.labels, minlength=len(task.labels)) / len(train)
+    if task.labels is None:
+        return None
+    return np.bincount(task.train.labels[rows], minlength=len(task.labels)) / len(rows)
 
 
 def _check_arguments(

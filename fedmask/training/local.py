@@ -83,14 +83,29 @@ def train_delta_and_head(
         for rows in shuffled_batches(data.lengths, settings):
             features = mean_pooled(encoder, data.batch(rows, device)).cpu()
             loss = _loss(layout, packed_head, features, labels[torch.from_numpy(rows)])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            values.backward(gradient.take())  # type: ignore[no-untyped-call]
-            optimizer.step()
-            values = reparametrisation.values()
-            entries.write(values.detach())
+            values = take_step(loss, gradient, reparametrisation, values, optimizer)
             losses.append(loss.item())
     return LocalResult(values.detach().clone(), packed_head.detach().clone(), float(np.mean(losses)))
+
+
+def take_step(
+    loss: Tensor,
+    gradient: SelectedGradient,
+    reparametrisation: Reparametrisation,
+    values: Tensor,
+    optimizer: torch.optim.Optimizer,
+) -> Tensor:
+    """One step from the loss of a batch, computed inside the gradient's block while the model held `values` (k,).
+
+    values: as the reparametrisation produced them. Returns what it produces now, which the model then holds.
+    """
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    values.backward(gradient.take())  # type: ignore[no-untyped-call]
+    optimizer.step()
+    values = reparametrisation.values()
+    gradient.entries.write(values.detach())
+    return values
 
 
 def train_head(

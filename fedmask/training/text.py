@@ -6,8 +6,9 @@ last hidden states h (B, T, H) and the attention mask m (B, T).
 
 import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -23,38 +24,65 @@ EVALUATION_BATCH_SIZE = 64
 
 @dataclass(frozen=True, eq=False)
 class TokenizedSplit:
-    """A split's texts as token ids, ragged: texts are padded per batch, to the longest of the batch."""
+    """A split's texts as token ids, one after the other: texts are padded per batch, to the longest of the batch."""
 
-    token_ids: tuple[NDArray[np.int32], ...]
-    token_types: tuple[NDArray[np.int8], ...] | None
+    token_ids: NDArray[np.int32]
+    """(sum of lengths,)."""
+    token_types: NDArray[np.int8] | None
     """0 for the first text of a pair, 1 for the second; None where the model takes none."""
+    starts: NDArray[np.int64]
+    """(n + 1,): text i is token_ids[starts[i] : starts[i + 1]]."""
     padding_id: int
     labels: NDArray[np.int64] | NDArray[np.float64]
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.labels)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens (n,) of each text."""
-        return np.array([ids.size for ids in self.token_ids], np.int64)
+        return np.diff(self.starts)
+
+    def part(self, first: int, end: int) -> "TokenizedSplit":
+        """The texts first .. end - 1: a view, no copy."""
+        return replace(self, starts=self.starts[first : end + 1], labels=self.labels[first:end])
 
     def batch(self, rows: Sequence[int] | NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
         """The model's inputs for these rows, each (B, T)."""
-        length = max(self.token_ids[row].size for row in rows)
-        ids = np.full((len(rows), length), self.padding_id, np.int64)
-        types = np.zeros((len(rows), length), np.int64)
-        attention = np.zeros((len(rows), length), np.int64)
-        for position, row in enumerate(rows):
-            size = self.token_ids[row].size
-            ids[position, :size] = self.token_ids[row]
+        texts = [slice(self.starts[row], self.starts[row + 1]) for row in rows]
+        shape = len(texts), max(text.stop - text.start for text in texts)
+        ids = np.full(shape, self.padding_id, np.int64)
+        types = np.zeros(shape, np.int64)
+        attention = np.zeros(shape, np.int64)
+        for position, text in enumerate(texts):
+            size = text.stop - text.start
+            ids[position, :size] = self.token_ids[text]
             attention[position, :size] = 1
             if self.token_types is not None:
-                types[position, :size] = self.token_types[row]
+                types[position, :size] = self.token_types[text]
         inputs = {"input_ids": ids, "attention_mask": attention}
         if self.token_types is not None:
             inputs["token_type_ids"] = types
         return {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the labels, for a file."""
+        arrays = {"token-ids": self.token_ids, "starts": self.starts, "padding-id": np.array([self.padding_id])}
+        if self.token_types is not None:
+            arrays["token-types"] = self.token_types
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], labels: NDArray[np.int64] | NDArray[np.float64]
+    ) -> "TokenizedSplit":
+        """The inverse of `tensors`. Raises KeyError or ValueError where they do not fit each other or the labels."""
+        ids, starts = tensors["token-ids"].numpy(), tensors["starts"].numpy()
+        types = tensors["token-types"].numpy() if "token-types" in tensors else None
+        is_ragged = len(starts) == len(labels) + 1 and starts[0] == 0 and starts[-1] == len(ids)
+        if not is_ragged or (np.diff(starts) < 1).any() or (types is not None and len(types) != len(ids)):
+            raise ValueError("these are not the tokens of these rows")
+        return cls(ids, types, starts, int(tensors["padding-id"]), labels)
 
 
 def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> TokenizedSplit:
@@ -64,15 +92,22 @@ def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Modul
     """
     check_length(encoder, max_length)
     texts = [list(split.text_a)] if split.text_b is None else [list(split.text_a), list(split.text_b)]
-    takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters and _type_vocabulary(encoder) > 1
+    takes_types = takes_token_types(encoder)
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=takes_types)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
     padding_id = tokenizer.pad_token_id
     return TokenizedSplit(
-        token_ids=tuple(np.asarray(ids, np.int32) for ids in encoded["input_ids"]),
-        token_types=tuple(np.asarray(types, np.int8) for types in encoded["token_type_ids"]) if takes_types else None,
+        token_ids=np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32, sum(lengths)),
+        token_types=np.fromiter(chain.from_iterable(encoded["token_type_ids"]), np.int8) if takes_types else None,
+        starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
         padding_id=0 if padding_id is None else int(padding_id),
         labels=split.labels,
     )
+
+
+def takes_token_types(encoder: nn.Module) -> bool:
+    """Whether the model tells the first text of a pair from the second."""
+    return "token_type_ids" in inspect.signature(encoder.forward).parameters and _type_vocabulary(encoder) > 1
 
 
 def check_length(encoder: nn.Module, max_length: int) -> None:

@@ -65,13 +65,28 @@ def test_a_regression_has_no_label_names_to_start_from(run: Any) -> None:
 
 def test_a_text_is_tokenized_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = client.process.tokenize
-    monkeypatch.setattr(client.process, "tokenize", lambda *args: calls.append(1) or real(*args))
+    real = client.process.cached_tokens
+    monkeypatch.setattr(client.process, "cached_tokens", lambda *args: calls.append(1) or real(*args))
     task = run.texts.client(0).task
     first = run.texts.split(task, "validation")
     assert run.texts.split(task, "validation") is first
-    assert run.texts.training(0) is run.texts.training(0)
+    own, others = run.texts.training(0), run.texts.training(1)
     assert len(calls) == 2
+    assert np.shares_memory(own.token_ids, others.token_ids)  # a client is a range, not a copy
+
+
+def test_each_client_trains_on_its_own_rows(run: Any) -> None:
+    base = run.texts.base
+    for client_id in (1, 0):
+        data = run.texts.client(client_id)
+        own = run.texts.training(client_id)
+        alone = tokenize(data.train, base.tokenizer, base.encoder, 64)
+        assert own.labels.tolist() == data.train.labels.tolist()
+        assert own.lengths.tolist() == alone.lengths.tolist()
+        rows = list(range(len(own)))
+        assert own.batch(rows, torch.device("cpu"))["input_ids"].equal(
+            alone.batch(rows, torch.device("cpu"))["input_ids"]
+        )
 
 
 def test_received_vectors_are_kept_for_one_version(run: Any, mask: Mask) -> None:

@@ -158,6 +158,30 @@ def test_threads_and_memory_layout_do_not_matter(rule: str, dtype: str) -> None:
     assert len({mask.recipe.base_digest for mask in masks if mask.recipe}) == 1
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("rule", ["pafi", "largest"])
+@pytest.mark.parametrize("kind", ["few values", "all equal"])
+def test_threads_agree_on_ties(rule: str, kind: str) -> None:
+    # Three runs of tensors, for three threads; the k-th key has equals in all of them.
+    torch.set_num_threads(3)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"w{i}": torch.randint(-9, 9, (800, 1000 + i), generator=generator).float() for i in range(5)}
+    model = Weights({name: tensor.clamp(3, 3) if kind == "all equal" else tensor for name, tensor in tensors.items()})
+    for count in (5, 300_000, 3_900_000):
+        mask = select(model, rule, density=count / num_entries(model), base_digest="0" * 64)
+        assert chosen_entries(mask) == oracle(model, count, largest=rule == "largest")
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("place", [0, 4])
+def test_nan_is_seen_by_every_thread(place: int) -> None:
+    torch.set_num_threads(3)
+    tensors = {f"w{i}": torch.ones(800, 1000) for i in range(5)}
+    tensors[f"w{place}"][-1, -1] = math.nan
+    with pytest.raises(FedmaskError, match=rf"^parameter w{place}: it holds NaN"):
+        select(Weights(tensors), density=0.001, base_digest="0" * 64)
+
+
 @pytest.mark.parametrize("kind", ["normal", "half zero", "all equal"])
 @pytest.mark.parametrize("rule", DENSITY_RULES)
 def test_extra_memory_is_of_the_order_of_k(rule: str, kind: str) -> None:

@@ -49,12 +49,17 @@ def encoder(request: pytest.FixtureRequest, tiny: BaseModel) -> nn.Module:
     return model
 
 
+def ids_of(tokens: TokenizedSplit, row: int) -> list[int]:
+    return tokens.token_ids[tokens.starts[row] : tokens.starts[row + 1]].tolist()  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
 def feature_alone(encoder: nn.Module, tokens: TokenizedSplit, row: int) -> np.ndarray:
     """Oracle: one text without padding, the mean of its hidden states one by one."""
-    inputs = {"input_ids": torch.from_numpy(tokens.token_ids[row].astype(np.int64))[None]}
+    inputs = {"input_ids": torch.tensor(ids_of(tokens, row))[None]}
     if tokens.token_types is not None:
-        inputs["token_type_ids"] = torch.from_numpy(tokens.token_types[row].astype(np.int64))[None]
+        types = tokens.token_types[tokens.starts[row] : tokens.starts[row + 1]]
+        inputs["token_type_ids"] = torch.from_numpy(types.astype(np.int64))[None]
     hidden = encoder(**inputs).last_hidden_state[0].numpy().astype(np.float64)
     total = np.zeros(hidden.shape[1])
     for state in hidden:
@@ -93,7 +98,7 @@ def test_features_do_not_depend_on_the_order_of_the_rows(tiny: BaseModel) -> Non
 
 def test_a_batch_is_padded_to_its_longest_row(tiny: BaseModel) -> None:
     labels = np.array([1, 0, 1])
-    tokens = TokenizedSplit((np.array([2, 9, 3], np.int32), np.array([2, 3], np.int32)), None, 7, labels)
+    tokens = TokenizedSplit(np.array([2, 9, 3, 2, 3, 2, 3], np.int32), None, np.array([0, 3, 5, 7]), 7, labels)
     batch = tokens.batch(np.array([1, 0]), CPU)
     assert {name: values.tolist() for name, values in batch.items()} == {
         "input_ids": [[2, 3, 7], [2, 9, 3]],
@@ -106,8 +111,9 @@ def test_pairs_carry_token_types_where_the_model_takes_them(tiny: BaseModel) -> 
     split = unlabelled(("a cat", "one night it was"), ("the film", "so"))
     tokens = tokenize(split, tiny.tokenizer, tiny.encoder, max_length=128)
     assert tokens.token_types is not None
-    for ids, types in zip(tokens.token_ids, tokens.token_types, strict=True):
-        first_end = ids.tolist().index(tiny.tokenizer.sep_token_id) + 1
+    for row in range(2):
+        ids, types = ids_of(tokens, row), tokens.token_types[tokens.starts[row] : tokens.starts[row + 1]]
+        first_end = ids.index(tiny.tokenizer.sep_token_id) + 1
         assert types.tolist() == [0] * first_end + [1] * (len(ids) - first_end)
         assert 0 < first_end < len(ids)
     batch = tokens.batch([0, 1], CPU)
@@ -132,9 +138,20 @@ def test_texts_are_cut_to_max_length_special_tokens_included(tiny: BaseModel) ->
     split = Split((" ".join(WORDS), "a"), None, np.array([1, 0]))
     tokens = tokenize(split, tiny.tokenizer, tiny.encoder, max_length=6)
     assert len(tokens) == 2
-    assert [ids.size for ids in tokens.token_ids] == [6, 3]
-    assert tokens.token_ids[0][-1] == tiny.tokenizer.sep_token_id
+    assert tokens.lengths.tolist() == [6, 3]
+    assert ids_of(tokens, 0)[-1] == tiny.tokenizer.sep_token_id
     assert tokens.labels.tolist() == [1, 0]
+
+
+def test_a_part_is_a_view_of_some_rows(tiny: BaseModel) -> None:
+    split = Split(texts(9), None, np.arange(9))
+    tokens = tokenize(split, tiny.tokenizer, tiny.encoder, max_length=128)
+    part = tokens.part(3, 7)
+    assert (len(part), part.labels.tolist(), part.lengths.tolist()) == (4, [3, 4, 5, 6], tokens.lengths[3:7].tolist())
+    assert [ids_of(part, row) for row in range(4)] == [ids_of(tokens, row) for row in range(3, 7)]
+    assert np.shares_memory(part.token_ids, tokens.token_ids)
+    for name, values in part.batch([3, 0], CPU).items():
+        assert torch.equal(values, tokens.batch([6, 3], CPU)[name])
 
 
 def test_features_carry_no_graph_and_can_be_trained_on(tiny: BaseModel) -> None:

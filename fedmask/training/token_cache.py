@@ -1,0 +1,85 @@
+"""Token ids on disk, by digest: a split's texts, a tokenizer and a length in, a memory-mapped `TokenizedSplit` out.
+
+The processes of a machine share one copy of the ids in memory, and a process that starts again does not tokenize
+again. A file holds everything but the labels, under the SHA-256 of what it was made from; it may be deleted at any
+time. What cannot be written is kept in memory instead.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from fedmask.files import write_atomically
+from fedmask.tasks.task import Split
+from fedmask.training.text import TokenizedSplit, check_length, takes_token_types, tokenize
+
+FOLDER = "FEDMASK_CACHE_FOLDER"
+"""The variable that names the folder of what can be made again; by default fedmask's in the user's cache."""
+
+_FORMAT = b"fedmask tokens 1"
+
+
+def cache_folder() -> Path:
+    """Where token ids are kept on this machine."""
+    if folder := os.environ.get(FOLDER):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedmask"
+
+
+def cached_tokens(
+    split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int
+) -> TokenizedSplit:
+    """`tokenize`, read from disk where it was done before. Raises FedmaskError as `tokenize` does."""
+    check_length(encoder, max_length)
+    if not tokenizer.is_fast:  # its state cannot be read, and so not be part of a digest
+        return tokenize(split, tokenizer, encoder, max_length)
+    path = cache_folder() / "tokens" / f"{_digest(split, tokenizer, encoder, max_length)}.safetensors"
+    if (found := _read(path, split)) is not None:
+        return found
+    made = tokenize(split, tokenizer, encoder, max_length)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the ids are as private as the texts
+        write_atomically(path, save(made.tensors()))
+    except OSError as error:
+        logging.getLogger("fedmask").warning("token ids are not kept on disk: %s", error)
+        return made
+    return _read(path, split) or made
+
+
+def _read(path: Path, split: Split) -> TokenizedSplit | None:
+    """None where there is no such file, or none that fits the split."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return TokenizedSplit.from_tensors(tensors, split.labels)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _digest(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> str:
+    facts = [_tokenizer_digest(tokenizer), max_length, takes_token_types(encoder)]
+    sha = hashlib.sha256(_FORMAT + json.dumps(facts).encode())
+    for texts in (split.text_a, split.text_b or ()):
+        sha.update(b"%d texts" % len(texts))
+        for text in texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            sha.update(b"%d\n" % len(encoded))
+            sha.update(encoded)
+    return sha.hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for of_the_last_call in ("truncation", "padding"):
+        state.pop(of_the_last_call)
+    facts = [type(tokenizer).__name__, tokenizer.pad_token_id, state]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

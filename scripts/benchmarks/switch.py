@@ -1,0 +1,147 @@
+"""One model switched from client to client: fedmask writes k values, a framework of full copies loads a state dict.
+
+Memory is what one more idle client takes of the process that simulates it, server and client side together: the slope
+between two federations that have both trained and scored.
+"""
+
+import gc
+import tempfile
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.encoders import random_encoder
+from benchmarks.measure import alternate, time_rows
+from benchmarks.rows import Row, Settings
+from client.app import app as client_app
+from client.process import population
+from fedmask.errors import FedmaskError
+from fedmask.masks import select
+from fedmask.models import lay_out_in_one_piece, load_base
+from fedmask.runs.config import RunConfig
+from fedmask.tasks import load_tasks
+from fedmask.training.delta import SelectedEntries
+from fedmask.training.head import HeadLayout
+from server.app import SilentObserver, run_federation
+from server.compose import compose
+from server.local_grid import LocalGrid
+
+MODELS = ("roberta-base", "roberta-large")
+DENSITY = 0.0003
+SCATTER, FULL_COPY = "one scatter of k values", "load_state_dict of a full copy"
+LEAST_FASTER = 150.0
+SWITCHES_A_RUN = 4
+"""From client to client and back, twice: each of the two is left and taken up again."""
+NUM_CLIENTS = (20, 220)
+SPARE_BYTES = 1024
+"""What an idle client may take beside its values and its head."""
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    for model in ("tiny",) if settings.is_trial else MODELS:
+        yield from _switch_rows(model, settings)
+    yield _memory_row(settings)
+
+
+def _switch_rows(model: str, settings: Settings) -> Iterator[Row]:
+    settings.say(f"making {model}")
+    encoder = random_encoder(model)
+    lay_out_in_one_piece(encoder)  # as a base model is when it is loaded
+    entries = SelectedEntries(encoder, select(encoder, "pafi", density=DENSITY, base_digest="0" * 64))
+    generator = torch.Generator().manual_seed(0)
+    deltas = [torch.randn(entries.mask.num_selected, generator=generator) * 0.01 for _ in range(2)]
+    copies = [_full_copy(encoder, entries, delta) for delta in deltas]
+    _check_same_switch(encoder, entries, deltas, copies)
+    works = {
+        SCATTER: partial(_scatter, entries, deltas),
+        FULL_COPY: partial(_load, encoder, copies),
+    }
+    millions = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    work = f"{model}, {millions:.0f}M parameters, density {DENSITY}, {SWITCHES_A_RUN} switches"
+    settings.say(work)
+    yield from time_rows("switch", work, SCATTER, FULL_COPY, alternate(works, settings.repeats), LEAST_FASTER)
+
+
+def _full_copy(encoder: nn.Module, entries: SelectedEntries, delta: Tensor) -> dict[str, Tensor]:
+    with entries.written(delta):
+        return {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+
+
+def _scatter(entries: SelectedEntries, deltas: list[Tensor]) -> None:
+    for _, delta in zip(range(SWITCHES_A_RUN), cycle(deltas), strict=False):
+        entries.write(delta)
+
+
+def _load(encoder: nn.Module, copies: list[dict[str, Tensor]]) -> None:
+    for _, copy in zip(range(SWITCHES_A_RUN), cycle(copies), strict=False):
+        encoder.load_state_dict(copy)
+
+
+def _check_same_switch(
+    encoder: nn.Module, entries: SelectedEntries, deltas: list[Tensor], copies: list[dict[str, Tensor]]
+) -> None:
+    """Raises FedmaskError where the two ways do not leave the same model."""
+    encoder.load_state_dict(copies[0])
+    entries.write(deltas[1])
+    if not all(torch.equal(tensor, copies[1][name]) for name, tensor in encoder.state_dict().items()):
+        raise FedmaskError("switch: a scatter and a full copy leave different models")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Memory of an idle client
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _memory_row(settings: Settings) -> Row:
+    few, many = (2, 6) if settings.is_trial else NUM_CLIENTS
+    work = f"tiny model, {many} clients beside {few}, between two rounds"
+    settings.say(work)
+    _federate(few)  # what a process makes once is there from here on
+    slope = (_federate(many) - _federate(few)) / (many - few)
+    return Row("switch", work, "an idle client", "its values, its head and 1 KB", slope, _limit_bytes(), "bytes", 1.0)
+
+
+def _federate(num_clients: int) -> int:
+    """Bytes that a federation holds between two rounds, its clients' data among them; their files lie on disk."""
+    population.cache_clear()
+    observer = _Weighing()
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(_config(num_clients), output=str(Path(folder) / "run"))
+        tracemalloc.start()
+        try:
+            run_federation(LocalGrid(client_app, num_clients), config, observer)
+        finally:
+            tracemalloc.stop()
+    return observer.held_bytes
+
+
+class _Weighing(SilentObserver):
+    """Notes what Python holds when the second round begins."""
+
+    held_bytes = 0
+
+    def stage_started(self, server_round: int, stage: str, num_clients: int) -> None:
+        if (server_round, stage) == (2, "training"):
+            gc.collect()
+            self.held_bytes, _ = tracemalloc.get_traced_memory()
+
+
+def _config(num_clients: int) -> RunConfig:
+    data = ["data.tasks=[topic]", "data.partition=iid", "data.examples_per_client=2", "data.max_length=16"]
+    return compose(["model=tiny", f"clients={num_clients}", "rounds=2", "score_test=false", "threads=1", *data])
+
+
+def _limit_bytes() -> int:
+    """Of a client of `_config`."""
+    config = _config(1)
+    encoder = load_base("tiny", geometry=config.model.geometry).encoder
+    num_values = select(encoder, "pafi", density=DENSITY, base_digest="0" * 64).num_selected
+    task = load_tasks(config.data.source, config.data.root, config.data.tasks)[0]
+    head = HeadLayout(task.name, task.labels, encoder.config.hidden_size)
+    return 4 * (num_values + head.size) + SPARE_BYTES

@@ -1,0 +1,137 @@
+"""Tokens on disk: made once, mapped into memory, made again where the file does not fit."""
+
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from fedmask.errors import FedmaskError
+from fedmask.models import BaseModel
+from fedmask.tasks.task import Split
+from fedmask.training import token_cache
+from fedmask.training.text import TokenizedSplit, tokenize
+from fedmask.training.token_cache import cache_folder, cached_tokens
+
+SPLIT = Split(("a cat sat", "the plot, so thin", "one"), None, np.array([1, 0, 2]))
+PAIRS = Split(SPLIT.text_a, ("a film", "in", "the cat"), SPLIT.labels)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(token_cache.FOLDER, str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture
+def times_tokenized(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call that reached the tokenizer."""
+    calls: list[int] = []
+
+    def counting(split: Split, *arguments: object) -> TokenizedSplit:
+        calls.append(len(split))
+        return tokenize(split, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(token_cache, "tokenize", counting)
+    return calls
+
+
+def tokens_of(base: BaseModel, split: Split = SPLIT, max_length: int = 16) -> TokenizedSplit:
+    return cached_tokens(split, base.tokenizer, base.encoder, max_length)
+
+
+def same(tokens: TokenizedSplit, others: TokenizedSplit) -> bool:
+    def plain(split: TokenizedSplit) -> list[object]:
+        types = None if split.token_types is None else split.token_types.tolist()
+        return [split.token_ids.tolist(), types, split.starts.tolist(), split.padding_id, split.labels.tolist()]
+
+    return plain(tokens) == plain(others)
+
+
+@pytest.mark.parametrize("split", [SPLIT, PAIRS], ids=["texts", "pairs"])
+def test_a_second_time_is_read_from_disk(tiny: BaseModel, times_tokenized: list[int], split: Split) -> None:
+    first, second = tokens_of(tiny, split), tokens_of(tiny, split)
+    assert times_tokenized == [3]
+    assert same(first, second)
+    assert same(second, tokenize(split, tiny.tokenizer, tiny.encoder, 16))
+
+
+def test_the_ids_are_mapped_and_kept_from_other_users(tiny: BaseModel, folder: Path) -> None:
+    tokens = tokens_of(tiny)
+    (file,) = folder.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert str(file) in Path("/proc/self/maps").read_text()
+    assert tokens.token_ids.size > 0
+
+
+@pytest.mark.parametrize("other", ["texts", "boundaries", "pairs", "length"])
+def test_other_texts_or_another_length_are_other_tokens(
+    tiny: BaseModel, times_tokenized: list[int], other: str
+) -> None:
+    tokens_of(tiny)
+    splits = {
+        "texts": Split(("a cat sat", "the plot, so thin", "two"), None, SPLIT.labels),
+        "boundaries": Split(("a cat sat", "the plot, so", " thinone"), None, SPLIT.labels),
+        "pairs": PAIRS,
+    }
+    split, length = splits.get(other, SPLIT), 4 if other == "length" else 16
+    assert same(tokens_of(tiny, split, length), tokenize(split, tiny.tokenizer, tiny.encoder, length))
+    assert times_tokenized == [3, 3]
+
+
+def test_other_labels_share_the_tokens(tiny: BaseModel, times_tokenized: list[int]) -> None:
+    tokens_of(tiny)
+    relabelled = tokens_of(tiny, Split(SPLIT.text_a, None, np.array([0.5, 1.5, 2.0])))
+    assert relabelled.labels.tolist() == [0.5, 1.5, 2.0]
+    assert times_tokenized == [3]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "another split's"])
+def test_a_file_that_does_not_fit_is_made_again(
+    tiny: BaseModel, times_tokenized: list[int], folder: Path, damage: str
+) -> None:
+    expected = tokens_of(tiny)
+    (file,) = folder.iterdir()
+    tokens_of(tiny, SPLIT.take([0, 1]))
+    (other,) = set(folder.iterdir()) - {file}
+    whole = file.read_bytes()
+    damaged = {"cut": whole[:-5], "empty": b"", "garbage": b"x" * 900, "another split's": other.read_bytes()}[damage]
+    file.unlink()  # its pages are mapped: it is replaced, never written into
+    file.write_bytes(damaged)
+    assert same(tokens_of(tiny), expected)
+    assert times_tokenized == [3, 2, 3]
+    assert file.read_bytes() == whole
+
+
+def test_where_nothing_can_be_written_tokens_stay_in_memory(
+    tiny: BaseModel, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.parent.write_text("a file in the place of the folder")
+    assert same(tokens_of(tiny), tokenize(SPLIT, tiny.tokenizer, tiny.encoder, 16))
+    assert "token ids are not kept on disk" in caplog.text
+
+
+def test_a_length_that_the_model_cannot_read_is_refused_before_the_disk_is_asked(tiny: BaseModel) -> None:
+    with pytest.raises(FedmaskError, match=r"data\.max_length=100000"):
+        tokens_of(tiny, max_length=100_000)
+
+
+def test_by_default_they_lie_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(token_cache.FOLDER)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "fedmask"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "fedmask"
+
+
+def test_a_tokenizer_that_was_taught_another_word_gives_other_tokens(
+    tiny: BaseModel, times_tokenized: list[int], tmp_path: Path
+) -> None:
+    tokens_of(tiny)
+    tiny.tokenizer.save_pretrained(tmp_path / "taught")
+    taught: PreTrainedTokenizerBase = type(tiny.tokenizer).from_pretrained(tmp_path / "taught")
+    taught.add_tokens(["plot,"])
+    cached_tokens(SPLIT, taught, tiny.encoder, 16)
+    assert times_tokenized == [3, 3]
