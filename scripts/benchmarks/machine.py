@@ -23,6 +23,7 @@ def machine(root: Path, is_trial: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        "load_average": os.getloadavg()[0],
         "commit": commit_of(root),
         "date": date.today().isoformat(),
         "is_trial": is_trial,
@@ -31,11 +32,11 @@ def machine(root: Path, is_trial: bool) -> dict[str, Any]:
 
 def machine_line(facts: dict[str, Any]) -> str:
     """The same for a person."""
-    omp = facts["OMP_NUM_THREADS"]
+    omp = facts["OMP_NUM_THREADS"] or "not set"
     return (
         f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / 2**30:.0f} GiB; {facts['system']}, Python "
-        f"{facts['python']}, torch {facts['torch']}, {facts['threads']} threads (OMP_NUM_THREADS "
-        f"{'not set' if omp is None else omp}); commit {facts['commit']}, {facts['date']}"
+        f"{facts['python']}, torch {facts['torch']}, {facts['threads']} threads (OMP_NUM_THREADS {omp}), load "
+        f"{facts['load_average']:.1f} at the start; commit {facts['commit']}, {facts['date']}"
     )
 
 

@@ -42,9 +42,9 @@ def test_a_section_leaves_its_rows_and_says_where_they_were_measured(tmp_path: P
     )
     assert finished.returncode == 0, finished.stderr
     rows = json.loads((tmp_path / "benchmark.json").read_text())
-    assert [list(each) for each in rows] == [KEYS] * 4
+    assert [list(each) for each in rows] == [KEYS] * 6
     assert {each["section"] for each in rows} == {"inference"}
-    assert [each["unit"] for each in rows] == ["s", "s of CPU", "parameters", "operations"]
+    assert [each["unit"] for each in rows] == ["s", "s of CPU"] * 2 + ["parameters", "operations"]
     facts = json.loads((tmp_path / "machine.json").read_text())
     assert (facts["threads"], facts["OMP_NUM_THREADS"], facts["torch"]) == (1, "1", torch.__version__)
     assert facts["cpu"] in finished.stdout
