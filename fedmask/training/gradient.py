@@ -28,8 +28,12 @@ from torch import Tensor, nn
 
 from fedmask.training.delta import SelectedEntries
 
-MAX_GATHERED = 0.0007
+MAX_GATHERED = 0.0015
 MAX_SAMPLED = 0.05
+
+TOKENS_AT_ONCE = 256
+"""The first two ways add up over so many tokens at a time: what they copy then stays in a processor's cache, which
+halves the time of a sampled product, and their memory does not grow with the batch."""
 
 LayerGradient = Callable[[Tensor, Tensor], Tensor]
 """g (T, out), x (T, in) -> a layer's selected entries of the gradient, of g^T x for a weight; float32 (k_i,)."""
@@ -90,8 +94,9 @@ class SelectedGradient:
                 output.requires_grad_(True)
 
             def add(g: Tensor) -> None:
-                selected = gradient(g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1]))
-                self._packed[where] += selected.to(self._packed.device)
+                pieces = (torch.split(each.reshape(-1, each.shape[-1]), TOKENS_AT_ONCE) for each in (g, x))
+                for piece in zip(*pieces, strict=True):
+                    self._packed[where] += gradient(*piece).to(self._packed.device)
 
             output.register_hook(add)  # type: ignore[no-untyped-call]
 
@@ -167,7 +172,7 @@ def _gathered(weight: Tensor, index: Tensor) -> LayerGradient:
 
     def gradient(g: Tensor, x: Tensor) -> Tensor:
         # In float32 also for a bfloat16 model: there the product of two bfloat16 numbers is exact.
-        return (g[:, rows].float() * x[:, columns].float()).sum(0)
+        return g.index_select(1, rows).float().mul_(x.index_select(1, columns).float()).sum(0)
 
     return gradient
 
