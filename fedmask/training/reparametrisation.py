@@ -60,18 +60,24 @@ class BiasNetworks:
                 "mask=hiwi: every feed-forward bias of this model is zero, so its networks have no input; "
                 "take mask=ffn_bias"
             )
-        self._inputs = [bias / torch.where(bias.any(), bias.abs().sum(), 1.0) for bias in biases]
-        self._down = [nn.Parameter(_live_columns(inputs, rank, generator)) for inputs in self._inputs]
-        self._up = [nn.Parameter(torch.zeros(rank, bias.numel())) for bias in biases]
+        inputs = [bias / torch.where(bias.any(), bias.abs().sum(), 1.0) for bias in biases]
+        down = [_live_columns(one, rank, generator) for one in inputs]
+        sizes = [one.numel() for one in inputs]
+        # Vectors of one length share their products: a dozen networks one by one would cost as much as they compute.
+        self._groups = [[i for i, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)]
+        self._inputs = [torch.stack([inputs[i] for i in group]).unsqueeze(1) for group in self._groups]
+        self._down = [nn.Parameter(torch.stack([down[i] for i in group])) for group in self._groups]
+        self._up = [nn.Parameter(torch.zeros(len(group), rank, sizes[group[0]])) for group in self._groups]
 
     def parameters(self) -> list[nn.Parameter]:
+        """Of each group of n vectors of D entries V (n, D, r); then of each W_up (n, r, D)."""
         return [*self._down, *self._up]
 
     def values(self) -> Tensor:
-        changes = [
-            torch.relu(inputs @ down) @ up for inputs, down, up in zip(self._inputs, self._down, self._up, strict=True)
-        ]
-        return self._received + torch.cat(changes)
+        changes: dict[int, Tensor] = {}
+        for group, inputs, down, up in zip(self._groups, self._inputs, self._down, self._up, strict=True):
+            changes |= zip(group, (torch.relu(inputs @ down) @ up).squeeze(1), strict=True)
+        return self._received + torch.cat([changes[i] for i in range(len(changes))])
 
 
 def _live_columns(inputs: Tensor, rank: int, generator: torch.Generator) -> Tensor:

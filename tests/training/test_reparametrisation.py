@@ -40,10 +40,24 @@ def networks(entries: SelectedEntries, rank: int = 4, seed: int = 0, received: T
 
 
 def down_and_up(made: BiasNetworks) -> list[tuple[Tensor, Tensor]]:
-    """(W_down, W_up) of each network."""
+    """(W_down, W_up) of each network, in the order of the bias vectors."""
+    return [(down, up) for down, up, _ in _networks(made)]
+
+
+def up_gradients(made: BiasNetworks) -> list[Tensor]:
+    """Of each network's W_up."""
+    return [gradient for _, _, gradient in _networks(made) if gradient is not None]
+
+
+def _networks(made: BiasNetworks) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    half = len(made._groups)
     parameters = made.parameters()
-    half = len(parameters) // 2
-    return list(zip(parameters[:half], parameters[half:], strict=True))
+    by_vector = {
+        vector: (down[place], up[place], None if up.grad is None else up.grad[place])
+        for group, down, up in zip(made._groups, parameters[:half], parameters[half:], strict=True)
+        for place, vector in enumerate(group)
+    }
+    return [by_vector[vector] for vector in sorted(by_vector)]
 
 
 def test_direct_values_start_at_the_received_delta_and_leave_it_alone() -> None:
@@ -74,9 +88,10 @@ def test_every_unit_of_every_network_has_a_gradient_at_the_start(rank: int) -> N
     for seed in range(100):
         made = networks(entries, rank, seed)
         made.values().backward(torch.ones(entries.mask.num_selected))
-        for i, (_, up) in enumerate(down_and_up(made)):
-            assert up.grad is not None
-            size_by_unit = up.grad.abs().sum(dim=1)
+        gradients = up_gradients(made)
+        assert len(gradients) == len(vectors)
+        for i, gradient in enumerate(gradients):
+            size_by_unit = gradient.abs().sum(dim=1)
             assert torch.all(size_by_unit > 1e-6), f"seed {seed}, vector {i}: a dead unit"
             assert torch.all(size_by_unit < 10 * len(vectors[i])), f"seed {seed}, vector {i}: not of standard size"
 
@@ -88,11 +103,10 @@ def test_every_network_of_a_model_has_a_gradient_at_the_start(tiny: BaseModel, r
     for seed in range(30):
         made = networks(entries, rank, seed)
         made.values().backward(cotangent)
-        pairs = down_and_up(made)
-        assert len(pairs) == len(entries.mask.shapes) == 4
-        for _, up in pairs:
-            assert up.grad is not None
-            assert torch.all(up.grad.abs().sum(dim=1) > 0)
+        gradients = up_gradients(made)
+        assert len(gradients) == len(entries.mask.shapes) == 4
+        for gradient in gradients:
+            assert torch.all(gradient.abs().sum(dim=1) > 0)
 
 
 def test_networks_start_exactly_at_the_received_delta(tiny: BaseModel) -> None:
@@ -105,8 +119,9 @@ def test_networks_start_exactly_at_the_received_delta(tiny: BaseModel) -> None:
 
 
 def test_the_values_are_the_received_delta_plus_the_networks_of_the_biases() -> None:
-    entries = entries_over(torch.randn(5, generator=seeded(1)), torch.randn(3, generator=seeded(2)))
-    received = torch.randn(8, generator=seeded(3))
+    # Two of one length, with another between them: they are computed together, and come back in their places.
+    entries = entries_over(*(torch.randn(size, generator=seeded(seed)) for seed, size in enumerate((5, 3, 5))))
+    received = torch.randn(13, generator=seeded(3))
     made = networks(entries, rank=2, received=received)
     with torch.no_grad():
         for parameter in made.parameters():
