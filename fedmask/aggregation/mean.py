@@ -16,14 +16,16 @@ class WeightedMean:
 
     def __init__(self, size: int) -> None:
         self._sum = torch.zeros(size, dtype=torch.float64)
+        self._added = torch.empty(size, dtype=torch.float64)
         self._weight = 0.0
 
     def add(self, values: NDArray[np.float32], weight: float) -> None:
         """weight: num_examples, above 0."""
         if values.shape != tuple(self._sum.shape):
             raise FedmaskError(f"mean of vectors of {len(self._sum)} values: found one of shape {values.shape}")
-        # One pass without a float64 copy of the values, which NumPy would make.
-        self._sum.add_(torch.from_numpy(values), alpha=weight)
+        # Converting and adding by themselves are vectorised, both at once are not.
+        self._added.copy_(torch.from_numpy(values))
+        self._sum.add_(self._added, alpha=weight)
         self._weight += weight
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedmask.errors import FedmaskError
 
-CHUNK_ENTRIES = 1 << 17
+CHUNK_ENTRIES = 1 << 18
 """Entries looked at together: small enough for a core's cache, large enough that the loop costs nothing."""
 
 _INTEGERS_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

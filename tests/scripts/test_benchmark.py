@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Context, Message
 
 import benchmark
-from benchmarks import inference, mask, step
+from benchmarks import aggregate, inference, mask, simulate, step, switch
 from benchmarks.encoders import random_encoder
 from benchmarks.measure import Timing, alternate, in_fresh_process, memory_of, time_rows
 from benchmarks.rows import Row, Settings
 from benchmarks.tables import verdict
+from client.app import app as client_app
 from fedmask.errors import FedmaskError
+from fedmask.training.delta import SelectedEntries
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = ["section", "work", "variant", "rival", "value", "rival_value", "unit", "ratio", "target", "met"]
+
+SETTINGS = Settings(is_trial=False, repeats=1, say=lambda what: None)
 
 
 def row(value: float, rival_value: float, target: float | None) -> Row:
@@ -218,6 +223,51 @@ def test_merging_that_costs_an_operation_would_be_seen() -> None:
     )
     encoder.get_submodule("encoder.layer.0.intermediate.dense").register_forward_hook(lambda m, i, out: out + 0)
     assert (inference._operations(encoder, inputs) - before).total() == 1
+
+
+def test_a_switch_that_leaves_another_model_ends_the_benchmark() -> None:
+    encoder = random_encoder("tiny")
+    entries = SelectedEntries(encoder, mask.select(encoder, "pafi", density=0.01, base_digest="0" * 64))
+    deltas = [torch.full((entries.mask.num_selected,), size) for size in (0.1, 0.2)]
+    copies = [switch._full_copy(encoder, entries, delta) for delta in deltas]
+    switch._check_same_switch(encoder, entries, deltas, copies)
+    with pytest.raises(FedmaskError, match=r"^switch: a scatter and a full copy leave different models"):
+        switch._check_same_switch(encoder, entries, deltas, copies[::-1])
+
+
+def test_memory_of_idle_clients_grows_with_what_is_kept_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch, "NUM_CLIENTS", (5, 25))
+    kept: list[bytes] = []
+
+    def hoarding(message: Message, context: Context) -> Message:
+        kept.append(bytes(20_000))
+        return client_app(message, context)
+
+    honest = switch._memory_row(SETTINGS)
+    monkeypatch.setattr(switch, "client_app", hoarding)
+    hoarded = switch._memory_row(SETTINGS)
+    assert honest.rival_value == hoarded.rival_value > switch.SPARE_BYTES
+    assert hoarded.value - honest.value > 3 * 20_000 * 0.9  # the mask, a round of training, its scoring
+
+
+def test_another_mean_than_flowers_ends_the_benchmark() -> None:
+    updates = np.random.default_rng(0).standard_normal((3, 1000), dtype=np.float32)
+    records = [aggregate._record(update, 7, weight) for update, weight in zip(updates, (1, 2, 3), strict=True)]
+    aggregate.check_same_mean(updates, [1, 2, 3], records)
+    with pytest.raises(FedmaskError, match=r"^aggregate: fedmask and Flower come to different means"):
+        aggregate.check_same_mean(updates, [1, 2, 4], records)
+
+
+@pytest.mark.parametrize("work", ["vectors", "training"])
+def test_a_federation_is_timed_in_a_process_of_its_own(work: str) -> None:
+    if work == "vectors":
+        turn = in_fresh_process(simulate.exchange_vectors, simulate.LOCAL, 3, 2)
+    else:
+        turn = in_fresh_process(simulate.train, simulate.WORKERS, "tiny", 5, 4, 2)
+    assert len(turn.round_seconds) == len(turn.round_cpu_seconds) == 2
+    assert min(turn.round_seconds) > 0
+    assert turn.start_seconds > 0
+    assert turn.peak_bytes > turn.growth_bytes > 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
