@@ -198,8 +198,8 @@ def test_extra_memory_is_of_the_order_of_k(rule: str, kind: str) -> None:
     finally:
         tracemalloc.stop()
     assert mask.num_selected == 100_000
-    # A copy of the weights is 80 MB; 100,000 positions and keys are 1.2 MB, a piece of 131,072 entries 1.6 MB.
-    assert peak_bytes < 20_000_000
+    # A copy of the weights is 80 MB; 100,000 positions and keys are 1.2 MB, a piece of 262,144 entries 3.1 MB.
+    assert peak_bytes < 25_000_000
     if kind == "all equal" and rule != "random":
         np.testing.assert_array_equal(mask.indices["w"], np.arange(100_000))
 
