@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmask.aggregation.rule import Rule
 from fedmask.errors import FedmaskError
 
 
@@ -17,6 +18,7 @@ class WeightedMean:
     def __init__(self, size: int) -> None:
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._weight = 0.0
+        self.num_updates = 0
 
     def add(self, values: NDArray[np.float32], weight: float) -> None:
         """weight: num_examples, above 0."""
@@ -25,6 +27,7 @@ class WeightedMean:
         # One pass without a float64 copy of the values, which NumPy would make.
         self._sum.add_(torch.from_numpy(values), alpha=weight)
         self._weight += weight
+        self.num_updates += 1
 
     @property
     def is_empty(self) -> bool:
@@ -35,3 +38,6 @@ class WeightedMean:
         if self.is_empty:
             raise FedmaskError("mean of no updates: no client's reply was accepted")
         return (self._sum / self._weight).numpy()
+
+
+MEAN = Rule("mean", lambda size, _: WeightedMean(size), within_tasks=False)

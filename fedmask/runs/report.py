@@ -21,12 +21,12 @@ from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.runs.folder import COMMUNICATION, COMPARE, CONFIG, REPORT, ROUNDS, SUMMARY
 from fedmask.runs.page import figure, notes, page, table
 from fedmask.runs.plots import NUM_COLOURS, line_plot, stacked_bars
-from fedmask.wire.ledger import LedgerLine
+from fedmask.wire.ledger import REJECTED, LedgerLine
 
 MAX_GRID_CLIENTS, MAX_GRID_ROUNDS = 60, 200
 """Above either, who took part is shown as counts by round, not client by client."""
 
-_MESSAGES = ("mask", "train", "evaluate")
+_MESSAGES = ("mask", "train", "evaluate", REJECTED)
 """Kinds that are messages; what else is counted travels inside them."""
 _OUTSIDE, _OTHER_KINDS = "rest", "all other kinds"
 
