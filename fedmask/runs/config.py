@@ -127,9 +127,6 @@ def one_of_text(choices: Collection[str]) -> str:
     return f"one of {', '.join(choices)}" if len(choices) > 1 else next(iter(choices))
 
 
-MAX_CLIENTS = 10**6
-"""What a client allocates by what a server tells it of the federation is bounded by this."""
-
 _POSITIVE = _number("a number above 0", lambda value: value > 0)
 _BASELINES = {
     "frozen": "encoder untouched, heads trained",
@@ -383,9 +380,7 @@ class RunConfig:
     ray: RayConfig
     log: LogConfig
     clients: Annotated[
-        int,
-        "Clients in the federation, at least one a task; client i has task i modulo their number",
-        _whole(1, MAX_CLIENTS),
+        int, "Clients in the federation, at least one a task; client i has task i modulo their number", _whole(1)
     ]
     clients_per_round: Annotated[int | None, "Clients drawn each round, by the seed", _or_null(_whole(1), "all")]
     rounds: Annotated[int, "Rounds of training", _whole(1)]
@@ -412,7 +407,7 @@ class RunConfig:
         int, "Processes that clients run in, with a base model and `threads` threads each; for runtime=local", _whole(1)
     ]
     seed: Annotated[int, "Seed of the whole run", _whole(0)]
-    threads: Annotated[int, "CPU threads a process", _or_null(_whole(1, 1024), "this process's share of the CPUs")]
+    threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "this process's share of the CPUs")]
     output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
     overwrite: Annotated[bool, "Whether a folder that already holds a run may be replaced", _switch()]
 
