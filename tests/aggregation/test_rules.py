@@ -75,6 +75,15 @@ def test_the_order_of_arrival_changes_no_bit(rule: str, rows: np.ndarray, trim: 
     assert combined(rule, rows, trim).tobytes() == combined(rule, rows[order], trim).tobytes()
 
 
+def test_no_zero_keeps_its_sign() -> None:
+    """Zeros of either sign sort as equals: which of them stands in the middle would be a matter of arrival."""
+    median = Median(1)
+    for value in (-0.0, 0.0, -0.0):
+        median.add(np.array([value], np.float32), 1)
+    ((_, block),) = median._vectors.blocks()
+    assert not np.signbit(block).any()
+
+
 @given(robust, vectors, trims)
 def test_no_entry_leaves_the_range_of_its_values(rule: str, rows: np.ndarray, trim: float) -> None:
     found = combined(rule, rows, trim).astype(np.float32)
@@ -147,8 +156,14 @@ def test_tasks_are_averaged_by_their_clients(rule: str) -> None:
         return combination
 
     assert average_over_tasks([of(1, 2, 3), of(10)]) == [(3 * 2 + 1 * 10) / 4]
-    first, second = of(0.1, 0.7), of(0.1, 0.7)
-    assert average_over_tasks([first]).tobytes() == second.result().tobytes()  # alone, not a bit is changed
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_of_a_task_alone_not_a_bit_is_changed(rule: str) -> None:
+    combination = RULES[rule].start(1000, 0.1)
+    for row in np.random.default_rng(0).standard_normal((7, 1000)).astype(np.float32):
+        combination.add(row, 10)
+    assert average_over_tasks([combination]).tobytes() == combination.result().tobytes()
 
 
 @given(st.lists(stn.arrays(np.float32, st.integers(0, 20), elements=finite), max_size=3))

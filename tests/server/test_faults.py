@@ -82,7 +82,9 @@ def test_malformed_replies_of_every_kind_leave_no_trace(
     assert all((line["direction"], line["payload_bytes"]) == ("up", 0) for line in rejected)
     assert sum(line["wire_bytes"] for line in rejected + accepted) == sent_bytes[0]
     assert run.summary["communication"]["total_bytes"] == sum(line["wire_bytes"] for line in run.ledger)
-    assert "rejected, up" in (run.folder / "report.html").read_text()
+    report = (run.folder / "report.html").read_text()
+    assert "rejected, up" in report
+    assert ">-1</th>" not in report  # what no client sent makes no client
 
 
 def sound_reply() -> tuple[Message, Message]:
@@ -194,6 +196,36 @@ def test_when_the_time_is_over_nobody_is_asked_and_what_comes_is_late(
     asked = [line["client"] for line in run.ledger if (line["kind"], line["direction"]) == ("train", "down")]
     assert asked == [0, 1]
     assert len(lines_of(run, BAD, "rejected")) == 1
+
+
+class WholeGrid:
+    """A grid like Flower's own, which takes all messages at once and is told how long it may wait."""
+
+    def __init__(self, app: Any, num_clients: int) -> None:
+        self._grid = LocalGrid(app, num_clients)
+        self.keep_client_state_in, self.get_node_ids = self._grid.keep_client_state_in, self._grid.get_node_ids
+        self.timeouts: list[tuple[str, float]] = []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        messages = list(messages)
+        assert timeout is not None
+        self.timeouts.append((messages[0].metadata.message_type, timeout))
+        return list(self._grid.send_and_receive(messages))
+
+
+def test_flowers_grids_are_told_how_long_they_may_wait(federate: Callable[..., Run], plain_run: Run) -> None:
+    grids: list[WholeGrid] = []
+
+    def grid(app: Any, num_clients: int) -> WholeGrid:
+        grids.append(WholeGrid(app, num_clients))
+        return grids[0]
+
+    run = federate("server.timeout_seconds=500", grid=grid)
+    assert run.adapter == plain_run.adapter
+    (kind, setup_seconds), *others = grids[0].timeouts
+    assert (kind, setup_seconds) == ("query.mask", 3600.0)  # to connect and to load is no part of a round
+    assert [kind for kind, _ in others] == ["train", "evaluate"] * 2 + ["evaluate"]
+    assert all(0 < seconds <= 500 for _, seconds in others)
 
 
 def test_a_client_that_changes_its_task_when_it_is_set_up_again_is_not_believed(federate: Callable[..., Run]) -> None:
