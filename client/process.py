@@ -167,7 +167,7 @@ def run_in_process(setup_bytes: bytes) -> RunInProcess:
 
 @lru_cache(maxsize=2)
 def _run_in_process(setup_bytes: bytes) -> RunInProcess:
-    return RunInProcess(Setup.from_bytes(setup_bytes))
+    return RunInProcess(Setup.from_bytes(setup_bytes, lambda settings: texts_for(settings).base.num_parameters))
 
 
 def texts_for(settings: Settings) -> Texts:

@@ -1,5 +1,8 @@
 """The one family of errors a person is meant to read: a single line that says what is wrong, where, and what to do."""
 
+MAX_DETAIL_CHARACTERS = 500
+"""Of what a peer sent, the most that a rejection quotes."""
+
 
 class FedmaskError(ValueError):
     """Bad input or a broken promise between server and client, told in one line."""
@@ -10,8 +13,17 @@ class MaskMismatchError(FedmaskError):
 
 
 class RejectedMessage(FedmaskError):  # noqa: N818 (what it names is the message)
-    """A message that must not enter any sum or model. `cause` is the short kebab-case word it is counted under."""
+    """A message that must not enter any sum or model. `cause` is the short kebab-case word it is counted under.
+
+    The detail may quote what a peer sent: it becomes one printable line of at most MAX_DETAIL_CHARACTERS.
+    """
 
     def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(detail)
+        super().__init__(_one_line(detail))
         self.cause = cause
+
+
+def _one_line(text: str) -> str:
+    shown = text if len(text) <= MAX_DETAIL_CHARACTERS else f"{text[:MAX_DETAIL_CHARACTERS]}..."
+    # A peer's escape sequences would reach the terminal.
+    return "".join(character if character.isprintable() else " " for character in shown)

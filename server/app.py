@@ -111,12 +111,12 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
         num_clients(config),
         ledger,
         recorder,
-        learning_rate=config.server.learning_rate,
+        server=config.server,
         score_every=config.score_every,
         score_test=config.score_test,
     )
     try:
-        strategy.start(grid, strategy.arrays(), config.rounds)
+        strategy.start(grid, strategy.arrays(), config.rounds, timeout=config.server.timeout_seconds)
     except BaseException:
         recorder.close(Scores(()))  # what a stopped run has sent was sent
         folder.abandon()
@@ -266,6 +266,7 @@ def round_line(report: RoundReport) -> dict[str, Any]:
         "failures": sum(report.failure_causes.values()),
         "failure_causes": report.failure_causes,
         "failed": list(report.failed),
+        "retries": report.retries,
         "cohort": list(report.cohort),
         "train_loss": report.train_loss,
         "score": report.scores.score(),

@@ -20,16 +20,20 @@ from flwr.serverapp import Grid
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
 from fedmask.tasks.metrics import METRICS
-from fedmask.wire.ledger import Direction, Ledger
+from fedmask.wire.ledger import REJECTED, UNKNOWN_CLIENT, Direction, Ledger, LedgerLine
 from fedmask.wire.messages import config_of, pack, payload_of, whole_number, wire_bytes, word
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame_sizes
+from server.open_requests import OpenRequests
 
 MAX_HEAD_SIZE = 2**24
 """Numbers in a head above which a client's word is not taken for it: the server holds shared heads in memory."""
 
 NOTICE_SECONDS = 10.0
 """How often the server says whom it waits for."""
+
+MAX_TASK_CHARACTERS = 200
+"""Of a task's name; each member's is held and shown."""
 
 _LAYOUT_DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -53,6 +57,10 @@ class ReplyObserver(Protocol):
     def reply_arrived(self, client_id: int) -> None: ...
 
 
+OnRejected = Callable[[int, RejectedMessage], None]
+"""Told of each message that answers no request: client_id, or UNKNOWN_CLIENT; and the cause."""
+
+
 class Exchange:
     """The server's side of every message of one run."""
 
@@ -63,6 +71,8 @@ class Exchange:
         self._observer = observer
         self._client_ids: dict[int, int] = {}
         self._held_version: dict[int, int] = {}
+        self._recorded: dict[int, list[LedgerLine]] = {}
+        """By node id the ledger's lines of its last reply."""
         self.members: dict[int, Member] = {}
         """By client_id."""
 
@@ -77,6 +87,14 @@ class Exchange:
     def holds(self, member: Member, version: int) -> bool:
         """Whether the client was sent this version of the global vectors and answered."""
         return self._held_version.get(member.client_id) == version
+
+    def reject(self, reply: Message) -> None:
+        """A reply that `replies` gave cannot be used: its bytes are not accepted ones, and its client, whatever it
+        says it holds, is sent everything again."""
+        node_id = reply.metadata.src_node_id
+        self._held_version.pop(self._client_ids[node_id], None)
+        if lines := self._recorded.pop(node_id, None):
+            self._ledger.reject(lines)
 
     # ---- round 0 -----------------------------------------------------------------------------------------------
 
@@ -116,21 +134,30 @@ class Exchange:
         """Returns the nodes whose base weights give another mask, and by node id what else went wrong."""
         setup_bytes = setup.to_bytes()
         sizes, refused, failed = dict[int, int](), list[int](), dict[int, str]()
+        open_requests = OpenRequests(time.monotonic() + timeout)
 
         def messages() -> Iterator[Message]:
             for node_id in nodes:
                 message = Message(pack(setup_bytes), node_id, "query.mask", group_id=str(server_round))
                 sizes[node_id] = wire_bytes(message)
+                open_requests.add(message)
                 yield message
 
         for reply in _replies(grid, messages(), timeout):
             node_id = reply.metadata.src_node_id
+            try:
+                open_requests.settle(reply)
+            except RejectedMessage as rejection:
+                self._record_stray(server_round, reply)
+                cause = f"round {server_round}: a reply of node {node_id} to the mask is rejected ({rejection.cause})"
+                logging.getLogger("fedmask").warning("%s: %s", cause, rejection)
+                continue
             if reply.has_error():
-                failed[node_id] = f"a client could not be set up: {reply.error.reason}"
+                failed[node_id] = f"a client could not be set up: {_reason(reply)}"
                 continue
             facts = config_of(reply.content)
             try:
-                client_id = whole_number(facts, "client-id")
+                client_id = self._claimed_id(node_id, facts)
                 self._ledger.record(server_round, client_id, "down", "mask", len(setup_bytes), sizes[node_id])
                 self._ledger.record(server_round, client_id, "up", "mask", 0, wire_bytes(reply))
                 if "mask-mismatch" in facts:
@@ -143,10 +170,19 @@ class Exchange:
             self._observer.reply_arrived(client_id)
         return refused, failed
 
-    def _enrol(self, client_id: int, node_id: int, facts: ConfigRecord) -> None:
-        mask_digest = word(facts, "mask-digest")
+    def _claimed_id(self, node_id: int, facts: ConfigRecord) -> int:
+        """The client_id that a node gives as its own. Raises FedmaskError where it cannot be."""
+        client_id = whole_number(facts, "client-id")
+        if not 0 <= client_id < self._settings.clients:
+            raise FedmaskError(f"a node claims client_id {client_id}; there are 0 to {self._settings.clients - 1}")
         if client_id in self.members and self.members[client_id].node_id != node_id:
             raise FedmaskError(f"two nodes claim client_id {client_id}; give every client a partition-id of its own")
+        if self._client_ids.get(node_id, client_id) != client_id:
+            raise FedmaskError(f"client {self._client_ids[node_id]} claims to be client {client_id} now")
+        return client_id
+
+    def _enrol(self, client_id: int, node_id: int, facts: ConfigRecord) -> None:
+        mask_digest = word(facts, "mask-digest")
         if mask_digest != self.mask_digest:
             raise FedmaskError(f"client {client_id} has mask {mask_digest}, the server's is {self.mask_digest}")
         metric, layout, size = word(facts, "metric"), word(facts, "head-layout"), whole_number(facts, "head-size")
@@ -160,9 +196,13 @@ class Exchange:
             raise FedmaskError(
                 f"clients {known.client_id} and {client_id} give one head layout the sizes {known.head_size} and {size}"
             )
+        task = word(facts, "task")
+        if len(task) > MAX_TASK_CHARACTERS:
+            raise FedmaskError(f"client {client_id} has a task whose name is {len(task):,} characters long")
         # Interned: thousands of clients share a few tasks, and each reply brings the words anew.
-        task, metric, layout = sys.intern(word(facts, "task")), sys.intern(metric), sys.intern(layout)
-        self.members[client_id] = Member(client_id, node_id, task, metric, layout, size)
+        member = Member(client_id, node_id, sys.intern(task), sys.intern(metric), sys.intern(layout), size)
+        if self.members.setdefault(client_id, member) != member:
+            raise FedmaskError(f"client {client_id} was {self.members[client_id]}, and says now that it is {member}")
         self._client_ids[node_id] = client_id
 
     # ---- rounds ------------------------------------------------------------------------------------------------
@@ -176,22 +216,27 @@ class Exchange:
         requests: Iterable[Message],
         ask_again: Callable[[Member], Message],
         timeout: float,
+        on_rejected: OnRejected,
     ) -> Iterator[Message]:
         """Send, and yield the replies in client order; count every byte. Who never answers yields nothing.
 
         version: of the global vectors that the requests are about. requests: in client order; each is made when the
         grid takes it, so that no more of them are held than are under way. A client that says it lacks its mask or
-        vectors is sent the mask again and then `ask_again`, in the same round.
+        vectors is sent the mask again and then `ask_again`, in the same round. timeout: seconds for all of it; nobody
+        is asked after it, and what comes after it is late. on_rejected: told of what answers no request.
         """
         waiting, arrived, lacking = deque[int](), dict[int, Message](), list[int]()
+        deadline = time.monotonic() + timeout
+        all_requests = iter(requests)
+        self._recorded.clear()
 
         def asked() -> Iterator[Message]:
-            for request in requests:
+            for request in all_requests:
                 waiting.append(self._client_ids[request.metadata.dst_node_id])
                 yield request
 
         def first_answers() -> Iterator[Message]:
-            for reply in self._ask(grid, server_round, kind, asked(), timeout):
+            for reply in self._ask(grid, server_round, kind, asked(), deadline, on_rejected):
                 if not reply.has_error() and "missing" in config_of(reply.content):
                     lacking.append(self.member_of(reply).client_id)
                 else:
@@ -200,8 +245,8 @@ class Exchange:
         def second_answers() -> Iterator[Message]:
             members = [self.members[client_id] for client_id in sorted(lacking)]
             # Who cannot be set up again says a second time what it lacks, and is counted by whoever reads the reply.
-            self._introduce(grid, [member.node_id for member in members], server_round, timeout)
-            yield from self._ask(grid, server_round, kind, map(ask_again, members), timeout)
+            self._introduce(grid, [member.node_id for member in members], server_round, _seconds_until(deadline))
+            yield from self._ask(grid, server_round, kind, map(ask_again, members), deadline, on_rejected)
 
         for answers in (first_answers, second_answers):
             for reply in answers():
@@ -211,24 +256,48 @@ class Exchange:
                 while waiting and waiting[0] in arrived:
                     self._observer.reply_arrived(waiting[0])
                     yield arrived.pop(waiting.popleft())
-            if not lacking:
+            if not lacking or time.monotonic() > deadline:
                 break
         for client_id in waiting:
             if client_id in arrived:
                 self._observer.reply_arrived(client_id)
                 yield arrived.pop(client_id)
+        deque(all_requests, maxlen=0)  # whoever makes the requests learns of all that were wanted
 
     def _ask(
-        self, grid: Grid, server_round: int, kind: str, requests: Iterable[Message], timeout: float
+        self,
+        grid: Grid,
+        server_round: int,
+        kind: str,
+        requests: Iterable[Message],
+        deadline: float,
+        on_rejected: OnRejected,
     ) -> Iterator[Message]:
+        open_requests = OpenRequests(deadline)
+
         def counted() -> Iterator[Message]:
             for request in requests:
+                if time.monotonic() > deadline:
+                    return
                 self._record(server_round, self._client_ids[request.metadata.dst_node_id], "down", kind, request)
+                open_requests.add(request)
                 yield request
 
-        for reply in _replies(grid, counted(), timeout):
-            self._record(server_round, self._client_ids[reply.metadata.src_node_id], "up", kind, reply)
+        for reply in _replies(grid, counted(), _seconds_until(deadline)):
+            try:
+                open_requests.settle(reply)
+            except RejectedMessage as rejection:
+                on_rejected(self._record_stray(server_round, reply), rejection)
+                continue
+            node_id = reply.metadata.src_node_id
+            self._recorded[node_id] = self._record(server_round, self._client_ids[node_id], "up", kind, reply)
             yield reply
+
+    def _record_stray(self, server_round: int, reply: Message) -> int:
+        """A message that answers no request, into the ledger; returns whose it is."""
+        client_id = self._client_ids.get(reply.metadata.src_node_id, UNKNOWN_CLIENT)
+        self._ledger.record(server_round, client_id, "up", REJECTED, 0, wire_bytes(reply))
+        return client_id
 
     def _note_held(self, client_id: int, version: int, reply: Message) -> None:
         """A client that answered, and lacks nothing, holds the version that it was asked about."""
@@ -237,7 +306,9 @@ class Exchange:
         else:
             self._held_version[client_id] = version
 
-    def _record(self, server_round: int, client_id: int, direction: Direction, kind: str, message: Message) -> None:
+    def _record(
+        self, server_round: int, client_id: int, direction: Direction, kind: str, message: Message
+    ) -> list[LedgerLine]:
         """One message into the ledger; a shared head's frame is counted under a kind of its own."""
         sizes: dict[str, int] = {}
         if message.has_content():
@@ -247,21 +318,30 @@ class Exchange:
                 sizes = {}  # what cannot be read is all framing
         head_bytes = sizes.pop("head", 0)
         payload_bytes = sum(sizes.values())
-        self._ledger.record(
+        return self._ledger.record(
             server_round, client_id, direction, kind, payload_bytes, wire_bytes(message), {"head": head_bytes}
         )
 
 
 class _StreamingGrid(Protocol):
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]: ...
+    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[Message]: ...
 
 
 def _replies(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
     """Replies one by one where the grid can hand them over so, else all at once."""
     if hasattr(grid, "stream"):
         streaming: _StreamingGrid = grid
-        return streaming.stream(messages)
+        return streaming.stream(messages, timeout)
     return grid.send_and_receive(messages, timeout=timeout)
+
+
+def _seconds_until(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+def _reason(reply: Message) -> str:
+    """Why a client answered with an error, on one line and no longer than reason."""
+    return str(RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}"))
 
 
 def _await_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:

@@ -65,8 +65,11 @@ class LocalGrid(Grid):
     ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Replies one by one, in the order of the messages; each is made when it is asked for."""
+    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[Message]:
+        """Replies one by one, in the order of the messages; each is made when it is asked for.
+
+        timeout has no effect: a client's work is not interrupted; whoever makes the messages can stop to.
+        """
         for message in messages:
             self._name(message)
             reply = self.answer(message)

@@ -14,6 +14,9 @@ from flwr.app import MetricRecord
 from fedmask.errors import RejectedMessage
 from fedmask.tasks.metrics import METRICS
 
+MAX_COUNTS = 8
+"""Numbers in a metric's counts; a client's list may be of any length."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClientScore:
@@ -30,18 +33,25 @@ class ClientScore:
 
     @classmethod
     def of(cls, client_id: int, task: str, metric: str, counts: MetricRecord) -> "ClientScore":
-        """Raises RejectedMessage for counts that give no finite score."""
-        values = []
-        for name in ("counts", "own-counts", "majority-counts"):
-            count = counts.get(name)
-            try:
-                value = METRICS[metric].value(np.asarray(count, np.float64))
-            except (TypeError, ValueError, IndexError) as error:
-                raise RejectedMessage("undecodable", f"{name} {count} are no counts of {metric}") from error
-            if not -1.0 <= value <= 1.0:
-                raise RejectedMessage("not-finite", f"{name} {count} give {value}")
-            values.append(float(value))
+        """Raises RejectedMessage for counts that cannot be counted or give no score."""
+        values = [_score(metric, name, counts.get(name)) for name in ("counts", "own-counts", "majority-counts")]
         return cls(client_id, task, *values)
+
+
+def _score(metric: str, name: str, counts: object) -> float:
+    """Of a client's counts under this name, which may be anything. Raises RejectedMessage."""
+    if not isinstance(counts, list) or len(counts) > MAX_COUNTS:
+        found = f"a list of {len(counts):,}" if isinstance(counts, list) else repr(counts)
+        raise RejectedMessage("undecodable", f"{name} {found} are no counts of {metric}")
+    try:
+        value = METRICS[metric].value(np.asarray(counts, np.float64))
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise RejectedMessage("undecodable", f"{name} {counts} are no counts of {metric}") from error
+    if not np.isfinite(counts).all() or not -1.0 <= value <= 1.0:
+        raise RejectedMessage("not-finite", f"{name} {counts} give {value}")
+    if min(counts) < 0 and not METRICS[metric].regression:  # a correlation is the one count that may be negative
+        raise RejectedMessage("negative-counts", f"{name} {counts}: nothing is counted less than no times")
+    return float(value)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
-"""The Flower Strategy: one shared mask, masked updates, their weighted mean.
+"""The Flower Strategy: one shared mask, masked updates, combined by server.combine: by default their weighted mean.
 
-Round t:  cohort -> global delta down -> updates up -> check each -> weighted mean in client order -> global delta +=
-server learning rate * mean -> counts of the cohort's models on the validation split. After the last round, every client
-that took part is scored on the test split. A reply that cannot be used is counted by cause and leaves no trace in any
-sum.
+Round t:  cohort -> global delta down -> updates up -> check each, clip -> combine in client order -> global delta +=
+server learning rate * combined update -> counts of the cohort's models on the validation split. After the last round,
+every client that took part is scored on the test split. A reply that cannot be used is counted by cause and leaves no
+trace in any sum; with too few usable updates the same cohort is asked again, from the same global delta.
 """
 
-import math
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +19,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
-from fedmask.aggregation import WeightedMean
+from fedmask.aggregation import RULES, Combination, WeightedMean, average_over_tasks, clipped, l2_norm
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
 from fedmask.randomness import seed_for
-from fedmask.wire.ledger import Ledger
+from fedmask.runs.config import ServerConfig
+from fedmask.wire.ledger import UNKNOWN_CLIENT, Ledger
 from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
 from fedmask.wire.setup import Settings
 from fedmask.wire.vectors import NamedVector, frame, unframe
@@ -32,6 +33,15 @@ from server.scores import ClientScore, Scores
 
 MAX_EXAMPLES = 10**9
 """num_examples above this is no client's number of examples but a fault or an attack on the mean."""
+
+SETUP_SECONDS = 3600.0
+"""That clients have to connect and to load what they need, before the first round; a round's time is a round's."""
+
+MAX_LOSS = 1e9
+"""A train-loss above this is no mean loss of any task; it would swamp the round's."""
+
+MAX_NORM = 1e30
+"""L2 norm above which an update is rejected whatever server.max_norm says: a few of them overflow a float32."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,12 @@ class RoundReport:
     scores: Scores
     """On the validation split."""
     seconds: float
+    retries: int = 0
+    """How often training was repeated because too few updates could be used."""
+
+
+class TooFewRepliesError(FedmaskError):
+    """Not enough updates of a round can be used."""
 
 
 class Observer(ReplyObserver, Protocol):
@@ -78,16 +94,16 @@ class MaskedAveraging(Strategy):
         num_clients: int,
         ledger: Ledger,
         observer: Observer,
-        learning_rate: float = 1.0,
+        server: ServerConfig,
         score_every: int = 1,
         score_test: bool = True,
     ) -> None:
         """mask: None for the baseline without a delta. num_clients: how many nodes to wait for.
 
-        learning_rate: the server's. score_every: rounds from one scoring on validation to the next.
+        score_every: rounds from one scoring on validation to the next.
         """
         self._settings = settings
-        self._learning_rate = learning_rate
+        self._server = server
         self._score_every = score_every
         self._score_test = score_test
         self._clients_per_round = clients_per_round
@@ -128,22 +144,19 @@ class MaskedAveraging(Strategy):
     ) -> Result:
         """Run the federation: Flower's own loop, the mask before the first round, the test split after the last.
 
-        Raises FedmaskError where no client can be used at all.
+        timeout: seconds that a round's clients have to train, and again to be scored.
+        Raises FedmaskError where a round has too few usable updates, however often it is repeated.
         """
         result = Result()
         result.arrays = initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-        self._exchange.send_mask(grid, self._num_clients, timeout)
+        self._exchange.send_mask(grid, self._num_clients, max(timeout, SETUP_SECONDS))
         self._evaluate_on_server(evaluate_fn, 0, result)
         for server_round in range(1, num_rounds + 1):
             started = time.perf_counter()
             self._failures.clear()
             self._failed.clear()
-            requests = self.configure_train(server_round, result.arrays, train_config, grid)
-            replies = self._replies(grid, server_round, "train", requests, timeout)
-            arrays, train_metrics = self.aggregate_train(server_round, replies)
-            assert arrays is not None
-            assert train_metrics is not None
+            arrays, train_metrics, retries = self._train(server_round, result.arrays, train_config, grid, timeout)
             is_scored = server_round % self._score_every == 0 or server_round == num_rounds
             requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid) if is_scored else []
             replies = self._replies(grid, server_round, "evaluate", requests, timeout, "validation")
@@ -161,6 +174,7 @@ class MaskedAveraging(Strategy):
                     train_loss=float(train_metrics["train-loss"]),  # type: ignore[arg-type]
                     scores=scores,
                     seconds=time.perf_counter() - started,
+                    retries=retries,
                 )
             )
         if self._score_test:
@@ -184,6 +198,25 @@ class MaskedAveraging(Strategy):
 
     # ---- training ----------------------------------------------------------------------------------------------
 
+    def _train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, timeout: float
+    ) -> tuple[ArrayRecord, MetricRecord, int]:
+        """One round's training, repeated while too few updates can be used; the last value: how often it was."""
+        for retries in range(self._server.max_retries + 1):
+            requests = self.configure_train(server_round, arrays, config, grid)
+            replies = self._replies(grid, server_round, "train", requests, timeout)
+            try:
+                stepped, metrics = self.aggregate_train(server_round, replies)
+            except TooFewRepliesError as error:
+                if retries == self._server.max_retries:
+                    raise FedmaskError(f"{error}; the run is stopped") from error
+                logging.getLogger("fedmask").warning("%s; the round is repeated", error)
+                continue
+            assert stepped is not None
+            assert metrics is not None
+            return stepped, metrics, retries
+        raise AssertionError("the last attempt returns or raises")
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -197,36 +230,63 @@ class MaskedAveraging(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add the weighted mean of the accepted updates, vector by vector, to the global state.
+        """Add the combination of the accepted updates, vector by vector, to the global state.
 
-        Raises FedmaskError where not one reply can be used.
+        Raises TooFewRepliesError, and leaves the state as it was, where fewer than server.min_replies can be used.
         """
-        means: dict[tuple[str, str], WeightedMean] = {}
+        rule = RULES[self._server.combine]
+        combined: dict[tuple[str, str], dict[str, Combination]] = {}
+        """By name and layout, and by task where the rule works within tasks."""
         loss = WeightedMean(1)
         for reply in replies:
             member = self._exchange.member_of(reply)
             try:
                 vectors, num_examples, train_loss = self._accepted(member, reply)
             except RejectedMessage as rejection:
-                self._fail(server_round, member.client_id, rejection)
+                self._reject(server_round, reply, rejection)
                 continue
             for vector in vectors:
-                key = (vector.name, vector.layout_digest)
-                if key not in means:
-                    means[key] = WeightedMean(vector.values.size)
-                means[key].add(vector.values, num_examples)
+                by_task = combined.setdefault((vector.name, vector.layout_digest), {})
+                task = member.task if rule.within_tasks else ""
+                if task not in by_task:
+                    by_task[task] = rule.start(vector.values.size, self._server.trim)
+                by_task[task].add(vector.values, num_examples)
             loss.add(np.array([train_loss], np.float32), num_examples)
-        if loss.is_empty:
-            causes = ", ".join(f"{cause} x {number}" for cause, number in sorted(self._failures.items()))
-            raise FedmaskError(f"round {server_round}: no client's reply could be used ({causes}); the run is stopped")
-        for (name, layout_digest), mean in means.items():
-            self._step(name, layout_digest, mean)
+        if loss.num_updates < self._server.min_replies:
+            raise self._too_few(server_round, loss.num_updates)
+        for (name, layout_digest), by_task in combined.items():
+            self._step(name, layout_digest, average_over_tasks(list(by_task.values())))
         self.state.version = server_round
         return self.arrays(), MetricRecord({"train-loss": float(loss.result()[0])})
 
+    def _too_few(self, server_round: int, num_usable: int) -> TooFewRepliesError:
+        needed = self._server.min_replies
+        causes = ", ".join(f"{cause} x {number}" for cause, number in sorted(self._failures.items()))
+        usable = "no client's reply could be used"
+        if num_usable:
+            usable = f"replies of {num_usable} clients could be used, server.min_replies={needed} are needed"
+        return TooFewRepliesError(f"round {server_round}: {usable} ({causes})")
+
     def _accepted(self, member: Member, reply: Message) -> tuple[list[NamedVector], float, float]:
-        """A reply's vectors, weight and loss, if all of it can be trusted. Raises RejectedMessage, with the cause."""
+        """A reply's vectors, clipped where asked for, weight and loss, if all of it can be trusted.
+
+        Raises RejectedMessage, with the cause.
+        """
         _raise_client_error(reply)
+        vectors = self._vectors(member, reply)
+        norm, limit = l2_norm([vector.values for vector in vectors]), self._server.max_norm or MAX_NORM
+        if norm > limit:
+            raise RejectedMessage("too-large", f"the update has norm {norm:.6g}, allowed is {limit:g}")
+        metrics = metrics_of(reply.content)
+        num_examples = _number(metrics, "num-examples", 1, MAX_EXAMPLES)
+        train_loss = _number(metrics, "train-loss", 0, MAX_LOSS)
+        if self._server.clip_norm is not None:
+            values = clipped([vector.values for vector in vectors], self._server.clip_norm)
+            vectors = [replace(vector, values=scaled) for vector, scaled in zip(vectors, values, strict=True)]
+        return vectors, num_examples, train_loss
+
+    def _vectors(self, member: Member, reply: Message) -> list[NamedVector]:
+        """All vectors that travel, of finite values. Raises RejectedMessage."""
         expected = self._expected(member)
         found = unframe(payload_of(reply.content), expected)
         if len(found) != len(expected):
@@ -236,21 +296,14 @@ class MaskedAveraging(Strategy):
             num_bad = np.count_nonzero(~np.isfinite(vector.values))
             if num_bad:
                 raise RejectedMessage("not-finite", f"{num_bad} values of {vector.name} are not finite")
-        metrics = metrics_of(reply.content)
-        num_examples, train_loss = metrics.get("num-examples"), metrics.get("train-loss")
-        if not isinstance(num_examples, (int, float)) or not 0 < num_examples <= MAX_EXAMPLES:
-            allowed = f"allowed is 1 to {MAX_EXAMPLES}"
-            raise RejectedMessage("bad-num-examples", f"num-examples is {num_examples}, {allowed}")
-        if not isinstance(train_loss, (int, float)) or not math.isfinite(train_loss):
-            raise RejectedMessage("not-finite", f"train-loss is {train_loss}")
-        return list(found.values()), float(num_examples), float(train_loss)
+        return list(found.values())
 
-    def _step(self, name: str, layout_digest: str, mean: WeightedMean) -> None:
-        """global(t+1) = global(t) + server learning rate * mean update, summed in float64, held in float32."""
+    def _step(self, name: str, layout_digest: str, update: NDArray[np.float64]) -> None:
+        """global(t+1) = global(t) + server learning rate * combined update, summed in float64, held in float32."""
         held = self.state.delta if name == "delta" else self._head(layout_digest)
         # Clients with other tasks cancel much of each other in the delta's mean; a head's mean is over one task's few.
-        rate = self._learning_rate if name == "delta" else 1.0
-        stepped = (held.astype(np.float64) + rate * mean.result()).astype(np.float32)
+        rate = self._server.learning_rate if name == "delta" else 1.0
+        stepped = (held.astype(np.float64) + rate * update).astype(np.float32)
         if name == "delta":
             self.state.delta = stepped
         else:
@@ -289,7 +342,7 @@ class MaskedAveraging(Strategy):
                 counts = metrics_of(reply.content)
                 scores.append(ClientScore.of(member.client_id, member.task, member.metric, counts))
             except RejectedMessage as rejection:
-                self._fail(server_round, member.client_id, rejection)
+                self._reject(server_round, reply, rejection)
         return Scores(tuple(scores))
 
     # ---- messages ----------------------------------------------------------------------------------------------
@@ -342,7 +395,8 @@ class MaskedAveraging(Strategy):
         timeout: float,
         split: str = "",
     ) -> Iterator[Message]:
-        """Replies in client order; a client that never answers is counted as a failure."""
+        """Replies in client order; a client of which nothing came is counted as a failure, and so is what no request
+        asked for."""
         silent = set[int]()
 
         def asked() -> Iterator[Message]:
@@ -353,17 +407,27 @@ class MaskedAveraging(Strategy):
         def ask_again(member: Member) -> Message:
             return self._request(kind, member, server_round, split, with_vectors=True)
 
+        def rejected(client_id: int, rejection: RejectedMessage) -> None:
+            if client_id != UNKNOWN_CLIENT:
+                silent.discard(self._exchange.members[client_id].node_id)
+            self._fail(server_round, client_id, rejection)
+
         version = self.state.version
-        for reply in self._exchange.replies(grid, server_round, kind, version, asked(), ask_again, timeout):
+        for reply in self._exchange.replies(grid, server_round, kind, version, asked(), ask_again, timeout, rejected):
             silent.discard(reply.metadata.src_node_id)
             yield reply
         for member in self._exchange.members.values():
             if member.node_id in silent:
                 self._fail(server_round, member.client_id, RejectedMessage("no-reply", "no reply arrived in time"))
 
+    def _reject(self, server_round: int, reply: Message, rejection: RejectedMessage) -> None:
+        self._exchange.reject(reply)
+        self._fail(server_round, self._exchange.member_of(reply).client_id, rejection)
+
     def _fail(self, server_round: int, client_id: int, rejection: RejectedMessage) -> None:
         self._failures[rejection.cause] += 1
-        self._failed.add(client_id)
+        if client_id != UNKNOWN_CLIENT:
+            self._failed.add(client_id)
         self._observer.client_failed(server_round, client_id, rejection.cause, str(rejection))
 
 
@@ -373,6 +437,16 @@ def _raise_client_error(reply: Message) -> None:
         raise RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}")
     if (missing := config_of(reply.content).get("missing")) is not None:
         raise RejectedMessage("still-missing", f"the client still lacks what it was sent again: {missing!r}")
+
+
+def _number(metrics: MetricRecord, name: str, low: float, high: float) -> float:
+    """Raises RejectedMessage where the metric is missing, of another type, or not from low to high."""
+    value = metrics.get(name)
+    # The type itself: a bool is an int to Python. NaN is not from low to high.
+    if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
+        found = f"a list of {len(value)}" if isinstance(value, list) else value
+        raise RejectedMessage(f"bad-{name}", f"{name} is {found}, allowed is {low:,.0f} to {high:,.0f}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _score_metrics(scores: Scores) -> MetricRecord:

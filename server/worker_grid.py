@@ -4,19 +4,27 @@ In: messages to nodes. Out: replies as they come. Client i belongs to worker i m
 what a client's process keeps is found again; a worker is a LocalGrid of its own, and gives the same bits as one process
 with as many threads. Workers are forked from a process that has imported everything and computed nothing: they share
 its memory.
+
+A worker that dies costs the reply that it worked on, which is an error; one that still works when the time is over is
+ended, and its replies never come. Either way another takes its place, which knows nothing: its clients' next messages
+are answered with what they lack, and the server sends it.
 """
 
 import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from threading import Timer
+from time import monotonic
 from types import TracebackType
 
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 
-from fedmask.errors import FedmaskError
 from server.local_grid import LocalGrid
 
 END_SECONDS = 5.0
@@ -33,17 +41,11 @@ class WorkerGrid(LocalGrid):
         """client_app: where the ClientApp is found, `module:attribute`; each worker imports it for itself."""
         super().__init__(_load(client_app), num_clients, seed)
         self._worker_of = {node: number % num_workers for number, node in enumerate(self.get_node_ids())}
-        processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload([client_app.partition(":")[0], __name__])
-        self._workers = []
-        self._connections: list[Connection] = []
-        for _ in range(num_workers):
-            ours, theirs = processes.Pipe()
-            worker = processes.Process(target=_work, args=(theirs, client_app, num_clients, seed), daemon=True)
-            worker.start()
-            theirs.close()
-            self._workers.append(worker)
-            self._connections.append(ours)
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload([client_app.partition(":")[0], __name__])
+        self._work_arguments = (client_app, num_clients, seed)
+        self._state_folder: Path | None = None
+        self._workers = [self._start_worker() for _ in range(num_workers)]
 
     def __enter__(self) -> "WorkerGrid":
         return self
@@ -51,56 +53,134 @@ class WorkerGrid(LocalGrid):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for connection in self._connections:
-            connection.close()  # a worker that waits for a message ends by itself, and tidies up
         for worker in self._workers:
-            worker.join(END_SECONDS if error is None else 0)
-            worker.terminate()
-            worker.join()
+            worker.end()
 
     def keep_client_state_in(self, folder: Path) -> None:
-        for connection in self._connections:
-            connection.send(folder.resolve())
+        self._state_folder = folder.resolve()
+        for worker in self._workers:
+            worker.send(self._state_folder)
 
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
-        """Replies as they come; a message is taken when a worker is ready for it. Raises FedmaskError where a worker
-        dies."""
+    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[Message]:
+        """Replies as they come; a message is taken when a worker is ready for it.
+
+        timeout: seconds after which no message is taken, and workers that have not done are ended and replaced.
+        """
+        self._restart_workers_that_are_over()
         queues = _Queues(messages, self._worker_of, len(self._workers))
-        ahead = [self._send(number, queues, MESSAGES_AHEAD) for number in range(len(self._workers))]
-        while busy := [self._connections[number] for number, sent in enumerate(ahead) if sent]:
-            for connection in wait(busy):
-                number = self._connections.index(connection)  # type: ignore[arg-type]
-                reply = self._receive(number)
-                ahead[number] += self._send(number, queues, 1) - 1
-                self._name(reply)
-                yield reply
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._ended_after(timeout):
+            for number in range(len(self._workers)):
+                self._send(number, queues, MESSAGES_AHEAD)
+            while busy := {worker.connection: number for number, worker in enumerate(self._workers) if worker.held}:
+                for connection in wait(list(busy)):
+                    number = busy[connection]  # type: ignore[index]
+                    reply = self._workers[number].receive()
+                    if reply is None:
+                        reply = self._replace(number, is_over=deadline is not None and monotonic() >= deadline)
+                    if reply is not None:
+                        self._send(number, queues, 1)
+                        self._name(reply)
+                        yield reply
 
-    def _send(self, number: int, queues: "_Queues", most: int) -> int:
-        """How many were sent."""
-        sent = 0
-        while sent < most and (message := queues.next_for(number)) is not None:
-            self._name(message)
-            try:
-                self._connections[number].send(message)
-            except OSError as error:
-                raise self._lost(number) from error
-            sent += 1
-        return sent
-
-    def _receive(self, number: int) -> Message:
+    @contextmanager
+    def _ended_after(self, timeout: float | None) -> Iterator[None]:
+        """From a thread of its own: the server may itself be waiting for a worker to take or to give a message."""
+        timer = None if timeout is None else Timer(timeout, self._end_busy_workers)
+        if timer is None:
+            yield
+            return
+        timer.daemon = True
+        timer.start()
         try:
-            reply: Message = self._connections[number].recv()
-        except (EOFError, OSError) as error:
-            raise self._lost(number) from error
+            yield
+        finally:
+            timer.cancel()
+
+    def _end_busy_workers(self) -> None:
+        for worker in self._workers:
+            if worker.held:
+                worker.is_over = True
+                worker.process.kill()
+
+    def _restart_workers_that_are_over(self) -> None:
+        """One that was ended, died while it had nothing to do, or still works for a caller that has gone."""
+        for number, worker in enumerate(self._workers):
+            if worker.is_over or worker.held or not worker.process.is_alive():
+                worker.end()
+                self._workers[number] = self._start_worker()
+
+    def _send(self, number: int, queues: "_Queues", most: int) -> None:
+        for _ in range(most):
+            message = queues.next_for(number)
+            if message is None:
+                return
+            self._name(message)
+            self._workers[number].hold(message)
+
+    def _replace(self, number: int, is_over: bool) -> Message | None:
+        """Another worker in place of one that is gone; the reply to what that one worked on, unless the time is over.
+
+        What it had not begun with goes to the new one.
+        """
+        lost = self._workers[number]
+        lost.end()
+        self._workers[number] = self._start_worker()
+        if is_over:
+            return None
+        message = lost.held.popleft()
+        for waiting in lost.held:
+            self._workers[number].hold(waiting)
+        reason = (
+            f"worker {number} (process {lost.process.pid}) died over this message with exit code "
+            f"{lost.process.exitcode}. If memory ran out, take fewer workers"
+        )
+        return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
+
+    def _start_worker(self) -> "_Worker":
+        ours, theirs = self._processes.Pipe()
+        process = self._processes.Process(target=_work, args=(theirs, *self._work_arguments), daemon=True)
+        process.start()
+        theirs.close()
+        worker = _Worker(process, ours)
+        if self._state_folder is not None:
+            worker.send(self._state_folder)
+        return worker
+
+
+class _Worker:
+    """A process, the pipe to it, and the messages that it has not answered."""
+
+    def __init__(self, process: ForkServerProcess, connection: Connection) -> None:
+        self.process = process
+        self.connection = connection
+        self.held: deque[Message] = deque()
+        self.is_over = False
+
+    def send(self, what: Message | Path) -> None:
+        with suppress(OSError):  # it is gone: told by the pipe's end when its replies are read
+            self.connection.send(what)
+
+    def hold(self, message: Message) -> None:
+        self.held.append(message)
+        self.send(message)
+
+    def receive(self) -> Message | None:
+        """The reply to the first message that it holds; None where the worker is gone."""
+        try:
+            reply: Message = self.connection.recv()
+        except (EOFError, OSError):
+            return None
+        self.held.popleft()
         return reply
 
-    def _lost(self, number: int) -> FedmaskError:
-        worker = self._workers[number]
-        worker.join(5)
-        return FedmaskError(
-            f"worker {number} (process {worker.pid}) died with exit code {worker.exitcode}; the run is stopped, for "
-            "its clients would be missing from every round. If memory ran out, take fewer workers"
-        )
+    def end(self) -> None:
+        """A worker that waits for a message ends by itself, and tidies up; else at once, whatever it does: what it
+        writes is whole or not there."""
+        self.connection.close()
+        self.process.join(0 if self.held else END_SECONDS)
+        self.process.kill()
+        self.process.join()
 
 
 class _Queues:

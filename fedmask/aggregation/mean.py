@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmask.aggregation.rule import Rule
 from fedmask.errors import FedmaskError
 
 
@@ -18,6 +19,7 @@ class WeightedMean:
         self._sum = torch.zeros(size, dtype=torch.float64)
         self._added = torch.empty(size, dtype=torch.float64)
         self._weight = 0.0
+        self.num_updates = 0
 
     def add(self, values: NDArray[np.float32], weight: float) -> None:
         """weight: num_examples, above 0."""
@@ -27,6 +29,7 @@ class WeightedMean:
         self._added.copy_(torch.from_numpy(values))
         self._sum.add_(self._added, alpha=weight)
         self._weight += weight
+        self.num_updates += 1
 
     @property
     def is_empty(self) -> bool:
@@ -37,3 +40,6 @@ class WeightedMean:
         if self.is_empty:
             raise FedmaskError("mean of no updates: no client's reply was accepted")
         return (self._sum / self._weight).numpy()
+
+
+MEAN = Rule("mean", lambda size, _: WeightedMean(size), within_tasks=False)

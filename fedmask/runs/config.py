@@ -296,12 +296,45 @@ class ClientConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What the server does with the mean of the updates."""
+    """What the server takes from its clients, and what it does with it."""
 
     learning_rate: Annotated[
         float,
-        "How many times the weighted mean of the updates is added to the global delta; shared heads take it once",
+        "How many times the combined update is added to the global delta; shared heads take it once",
         _POSITIVE,
+    ]
+    combine: Annotated[
+        str,
+        "How updates become one; median and trimmed_mean work within each task's clients, each counting alike, take "
+        "the mean of the tasks by their clients, protect tasks of three clients or more, and hold all updates, on disk "
+        "in TMPDIR",
+        _one_of(
+            mean="weighted by examples, over all clients, none held",
+            median="of each entry",
+            trimmed_mean="of each entry without its largest and smallest, by server.trim",
+        ),
+    ]
+    trim: Annotated[
+        float,
+        "Fraction of a task's clients left out at each end, rounded up; for server.combine=trimmed_mean",
+        _number("a number above 0 and below 0.5", lambda value: 0 < value < 0.5),
+    ]
+    clip_norm: Annotated[
+        float | None,
+        "L2 norm that an update, its vectors together, is scaled down to where it is above",
+        _or_null(_POSITIVE, "none"),
+    ]
+    max_norm: Annotated[
+        float | None,
+        "L2 norm of an update, its vectors together, above which it is rejected",
+        _or_null(_POSITIVE, "1e30: above, sums would overflow"),
+    ]
+    min_replies: Annotated[int, "Usable updates without which a round of training does not count", _whole(1)]
+    max_retries: Annotated[int, "How often such a round is repeated before the run is stopped", _whole(0)]
+    timeout_seconds: Annotated[
+        float,
+        "Seconds that a round's clients have to train, and again to be scored; who is later is left out",
+        _number("a number above 0 and at most 1000000", lambda value: 0 < value <= 10**6),
     ]
 
 
@@ -513,8 +546,20 @@ def _client_counts(values: Mapping[str, Any]) -> Iterator[str]:
     clients, drawn, tasks = (values.get(key) for key in ("clients", "clients_per_round", "data.tasks"))
     if clients is not None and drawn is not None and drawn > clients:
         yield f"clients_per_round={drawn}: more than there are, clients={clients}; must be at most that, or null (all)"
+    yield from _min_replies(values)
     if clients is not None and tasks is not None and clients < len(tasks):
         yield f"clients={clients}: fewer than the {len(tasks)} tasks of data.tasks; every task needs a client"
+
+
+def _min_replies(values: Mapping[str, Any]) -> Iterator[str]:
+    needed, tasks = values.get("server.min_replies", 1), values.get("data.tasks")
+    asked = {key: values.get(key) for key in ("clients", "clients_per_round")}
+    if "central" in (values.get("baseline"), *(values.get("compare") or ())) and tasks is not None:
+        asked["the tasks that central pools"] = len(tasks)
+    for what, number in asked.items():
+        if number is not None and needed > number:
+            yield f"server.min_replies={needed}: more than a round can bring, {what}={number}; must be at most that"
+            return
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedmask.wire.ledger import UNKNOWN_CLIENT
+
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=120)  # a log file has no width of its own to fit into
@@ -48,7 +50,8 @@ class RunProgress:
         self._bar.advance(self._stage)
 
     def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None:
-        console.print(f"round {server_round}: client {client_id} failed ({cause}): {detail}", style="red", markup=False)
+        who = "a node that was asked nothing" if client_id == UNKNOWN_CLIENT else f"client {client_id}"
+        console.print(f"round {server_round}: {who} failed ({cause}): {detail}", style="red", markup=False)
 
     def round_ended(self, report: Any) -> None:
         mean = report.scores.mean_score()

@@ -21,12 +21,12 @@ from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.runs.folder import COMMUNICATION, COMPARE, CONFIG, REPORT, ROUNDS, SUMMARY
 from fedmask.runs.page import figure, notes, page, table
 from fedmask.runs.plots import NUM_COLOURS, line_plot, stacked_bars
-from fedmask.wire.ledger import LedgerLine
+from fedmask.wire.ledger import REJECTED, UNKNOWN_CLIENT, LedgerLine
 
 MAX_GRID_CLIENTS, MAX_GRID_ROUNDS = 60, 200
 """Above either, who took part is shown as counts by round, not client by client."""
 
-_MESSAGES = ("mask", "train", "evaluate")
+_MESSAGES = ("mask", "train", "evaluate", REJECTED)
 """Kinds that are messages; what else is counted travels inside them."""
 _OUTSIDE, _OTHER_KINDS = "rest", "all other kinds"
 
@@ -46,7 +46,7 @@ class _Run:
     @property
     def clients(self) -> list[int]:
         """All client_ids: everyone is sent the mask, or the settings alone, before the first round."""
-        return sorted({line.client for line in self.ledger})
+        return sorted({line.client for line in self.ledger} - {UNKNOWN_CLIENT})
 
     def figure(self, name: str, form: str) -> str:
         """A figure of the summary by its dotted name, as HTML; a dash where there is none."""

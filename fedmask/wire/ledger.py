@@ -2,15 +2,24 @@
 
 A message that carries vectors of two kinds gives two lines: each kind's line has that kind's payload; the framing is
 counted once, with the message's own kind; so the wire bytes of the lines sum to the length of the message.
+
+A message from a client that cannot be used did travel: it stands as one line of kind `rejected`, with its wire bytes
+and no payload bytes, and counts in the totals of all that was sent, but in none of a kind that was accepted.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 Direction = Literal["up", "down"]
 """up: client to server; down: server to client."""
+
+REJECTED = "rejected"
+"""The kind of a message that could not be used."""
+
+UNKNOWN_CLIENT = -1
+"""Stands for the client where a message came from a node that was asked nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +27,10 @@ class LedgerLine:
     round: int
     """From 1; 0 for the mask. The final evaluation counts in the last round."""
     client: int
+    """UNKNOWN_CLIENT for a rejected message of a node that was asked nothing."""
     direction: Direction
     kind: str
-    """mask | train | evaluate | head | ..."""
+    """mask | train | evaluate | head | ... | rejected"""
     payload_bytes: int
     """The codec's output with its frame."""
     wire_bytes: int
@@ -53,27 +63,41 @@ class Ledger:
         payload_bytes: int,
         wire_bytes: int,
         other_kinds: Mapping[str, int] | None = None,
-    ) -> None:
-        """Count one message; the rounds of train messages do not descend.
+    ) -> list[LedgerLine]:
+        """Count one message, and return its lines; the rounds of train messages do not descend.
 
         payload_bytes: of the message's own kind. other_kinds: payload bytes by kind of what it carries beside that.
         wire_bytes: of the whole message.
         """
         others = {kind_: size for kind_, size in (other_kinds or {}).items() if size}
         own_wire_bytes = wire_bytes - sum(others.values())
-        self._add(LedgerLine(server_round, client_id, direction, kind, payload_bytes, own_wire_bytes))
-        for other, size in others.items():
-            self._add(LedgerLine(server_round, client_id, direction, other, size, size))
+        lines = [LedgerLine(server_round, client_id, direction, kind, payload_bytes, own_wire_bytes)]
+        lines += [LedgerLine(server_round, client_id, direction, other, size, size) for other, size in others.items()]
+        for line in lines:
+            self._lines.append(line)
+            self._count(line, 1)
+            if line.kind == "mask":
+                self._clients_with_mask.add(line.client)
+            elif line.kind == "train":
+                self._note_trained(line)
+        return lines
 
-    def _add(self, line: LedgerLine) -> None:
-        self._lines.append(line)
-        self._wire_bytes[line.kind, line.direction] += line.wire_bytes
-        if line.kind == "mask":
-            self._clients_with_mask.add(line.client)
-        elif line.kind == "train":
-            self._train_payload_bytes[line.direction] += line.payload_bytes
-            self._num_train_messages[line.direction] += 1
-            self._note_trained(line)
+    def reject(self, lines: Sequence[LedgerLine]) -> None:
+        """Count a message, whose lines `record` gave and nobody has taken since, as rejected instead."""
+        first = next(number for number, line in enumerate(self._lines) if line is lines[0])
+        own = lines[0]
+        wire_bytes = sum(line.wire_bytes for line in lines)
+        rejected = LedgerLine(own.round, own.client, own.direction, REJECTED, 0, wire_bytes)
+        self._lines[first : first + len(lines)] = [rejected]
+        for line in lines:
+            self._count(line, -1)
+        self._count(rejected, 1)
+
+    def _count(self, line: LedgerLine, times: Literal[1, -1]) -> None:
+        self._wire_bytes[line.kind, line.direction] += times * line.wire_bytes
+        if line.kind == "train":
+            self._train_payload_bytes[line.direction] += times * line.payload_bytes
+            self._num_train_messages[line.direction] += times
 
     def _note_trained(self, line: LedgerLine) -> None:
         if line.round != self._round:

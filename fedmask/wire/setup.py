@@ -2,18 +2,25 @@
 
 Bytes:  length of settings u32 | settings, JSON | mask , where the settings say whether the mask is a recipe to rebuild
 it from the base weights (about 300 bytes), the coded indices themselves, or absent (nothing but heads is trained).
+
+Bytes may come from anywhere: every value is one that the configuration allows, and what a client allocates by numbers
+alone (clients, threads, rank, indices) is bounded.
 """
 
 import dataclasses
 import json
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask, MaskRecipe
-from fedmask.runs.config import ClientConfig, DataConfig, ModelConfig
+from fedmask.runs.config import KEYS, ClientConfig, DataConfig, ModelConfig
+
+MAX_CLIENTS, MAX_THREADS, MAX_RANK = 10**6, 2**10, 2**16
+"""Above these no federation, process or network of HiWi's is meant."""
 
 _LENGTH = struct.Struct("<I")
 _RUN_ID = re.compile("[0-9a-f]{16}")
@@ -59,36 +66,56 @@ class Setup:
         return _LENGTH.pack(len(encoded)) + encoded + mask_bytes
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Setup":
-        """Raises RejectedMessage for bytes that are no setup."""
+    def from_bytes(cls, data: bytes, num_parameters: Callable[[Settings], int] | None = None) -> "Setup":
+        """num_parameters: of the base model that these settings name; indices for another number of them are refused
+        before any is allocated. Raises RejectedMessage for bytes that are no setup.
+        """
         try:
-            (length,) = _LENGTH.unpack_from(data)
-            raw = json.loads(data[_LENGTH.size : _LENGTH.size + length])
-            mask_bytes = data[_LENGTH.size + length :]
-            kind = raw.pop("mask")
-            settings = Settings(
-                model=_build(ModelConfig, raw.pop("model")),
-                data=_build(DataConfig, raw.pop("data")),
-                client=_build(ClientConfig, raw.pop("client")),
-                **raw,
-            )
-            # It becomes a part of a path on the client.
-            if not isinstance(settings.run_id, str) or not _RUN_ID.fullmatch(settings.run_id):
-                raise ValueError(f"run_id {settings.run_id!r} is not of 16 hex digits")
-            mask = _mask(kind, mask_bytes)
+            settings, kind, mask_bytes = _parse(data)
         except (struct.error, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise RejectedMessage("undecodable", f"setup of {len(data)} bytes cannot be read: {error}") from error
-        return cls(settings, mask)
+            raise _unreadable(data, error) from error
+        limit = num_parameters(settings) if kind == "indices" and num_parameters is not None else None
+        try:
+            return cls(settings, _mask(kind, mask_bytes, limit))
+        except FedmaskError as error:
+            raise _unreadable(data, error) from error
 
 
-def _mask(kind: str, data: bytes) -> MaskRecipe | Mask | None:
+def _unreadable(data: bytes, error: Exception) -> RejectedMessage:
+    return RejectedMessage("undecodable", f"setup of {len(data)} bytes cannot be read: {error}")
+
+
+def _parse(data: bytes) -> tuple[Settings, str, bytes]:
+    """Settings, the kind of mask, its bytes."""
+    (length,) = _LENGTH.unpack_from(data)
+    raw = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+    kind = raw.pop("mask")
+    settings = Settings(
+        model=_build(ModelConfig, "model", raw.pop("model")),
+        data=_build(DataConfig, "data", raw.pop("data")),
+        client=_build(ClientConfig, "client", raw.pop("client")),
+        **raw,
+    )
+    # It becomes a part of a path on the client.
+    if not isinstance(settings.run_id, str) or not _RUN_ID.fullmatch(settings.run_id):
+        raise ValueError(f"run_id {settings.run_id!r} is not of 16 hex digits")
+    for key in ("baseline", "seed"):
+        _allowed(key, getattr(settings, key))
+    for key, low, high in (("clients", 1, MAX_CLIENTS), ("threads", 1, MAX_THREADS), ("rank", 0, MAX_RANK)):
+        value = getattr(settings, key)
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{key} is {value!r}, expected a whole number from {low} to {high}")
+    return settings, kind, data[_LENGTH.size + length :]
+
+
+def _mask(kind: str, data: bytes, num_parameters: int | None) -> MaskRecipe | Mask | None:
     match kind:
         case "none":
             return None
         case "recipe":
             return MaskRecipe.from_bytes(data)
         case "indices":
-            return Mask.from_bytes(data)
+            return Mask.from_bytes(data, num_parameters)
     raise FedmaskError(f"mask kind {kind!r} is unknown; known are none, recipe, indices")
 
 
@@ -100,10 +127,17 @@ def _without_nulls(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _build(kind: type[Any], raw: dict[str, Any]) -> Any:
-    """A configuration dataclass from JSON: what is absent was null, lists were tuples."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    if unknown := set(raw) - names:
+def _build(kind: type[Any], section: str, raw: dict[str, Any]) -> Any:
+    """A configuration dataclass from JSON: what is absent was null."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    if unknown := set(raw) - set(names):
         raise FedmaskError(f"{kind.__name__} has no {sorted(unknown)}")
-    values = {name: raw.get(name) for name in names}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(**{name: _allowed(f"{section}.{name}", raw.get(name)) for name in names})
+
+
+def _allowed(key: str, value: object) -> Any:
+    """The value as a configuration holds it. Raises ValueError for one that no configuration may have."""
+    try:
+        return KEYS[key].allowed.read(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{key} is {value!r}, must be {KEYS[key].allowed.text}") from error

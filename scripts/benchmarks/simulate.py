@@ -164,7 +164,7 @@ def exchange_vectors(engine: str, size: int, num_rounds: int) -> Turn:
     observer, ledger = _Timing(num_rounds), Ledger()
     with _grid(engine, idle_app, size) as grid:
         strategy = MaskedAveraging(
-            settings_for(config), _mask(), None, size, ledger, observer, score_every=num_rounds + 1
+            settings_for(config), _mask(), None, size, ledger, observer, config.server, score_every=num_rounds + 1
         )
         with suppress(_EnoughRounds):
             strategy.start(grid, strategy.arrays(), num_rounds + 2)

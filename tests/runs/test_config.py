@@ -61,7 +61,16 @@ VALID: dict[str, Any] = {
         "head": "local",
         "head_init": "random",
     },
-    "server": {"learning_rate": 1.0},
+    "server": {
+        "learning_rate": 1.0,
+        "combine": "mean",
+        "trim": 0.1,
+        "clip_norm": None,
+        "max_norm": None,
+        "min_replies": 1,
+        "max_retries": 0,
+        "timeout_seconds": 3600.0,
+    },
     "ray": {"address": None, "client_cpus": 1.0, "client_gpus": 0.0},
     "log": {"tensorboard": False},
     "clients": 10,
@@ -186,6 +195,22 @@ BAD_VALUES = [
     ("client.learning_rate", "1e-3", "client.learning_rate=1e-3: must be a number above 0"),
     ("client.weight_decay", -0.1, "client.weight_decay=-0.1: must be a number of at least 0"),
     ("client.head", "shraed", "client.head=shraed: must be one of local, shared, frozen; did you mean shared?"),
+    (
+        "server.combine",
+        "trimmed",
+        "server.combine=trimmed: must be one of mean, median, trimmed_mean; did you mean",
+    ),
+    ("server.trim", 0.5, "server.trim=0.5: must be a number above 0 and below 0.5"),
+    ("server.clip_norm", 0, "server.clip_norm=0: must be a number above 0, or null (none)"),
+    ("server.max_norm", -1, "server.max_norm=-1: must be a number above 0, or null ("),
+    ("server.min_replies", 0, "server.min_replies=0: must be a whole number of at least 1"),
+    ("server.max_retries", -1, "server.max_retries=-1: must be a whole number of at least 0"),
+    ("server.timeout_seconds", 0, "server.timeout_seconds=0: must be a number above 0 and at most 1000000"),
+    (
+        "server.timeout_seconds",
+        1e9,
+        "server.timeout_seconds=1000000000.0: must be a number above 0 and at",
+    ),
     ("model", 3, "model=3: must be a section with the keys name, hub, path, weights, dtype, geometry"),
 ]
 
@@ -295,6 +320,18 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
     (
         {"clients_per_round": 11},
         ["clients_per_round=11: more than there are, clients=10; must be at most that, or null (all)"],
+    ),
+    (
+        {"server__min_replies": 11},
+        ["server.min_replies=11: more than a round can bring, clients=10; must be at most that"],
+    ),
+    (
+        {"server__min_replies": 4, "clients_per_round": 3},
+        ["server.min_replies=4: more than a round can bring, clients_per_round=3; must be at most that"],
+    ),
+    (
+        {"server__min_replies": 2, "data__tasks": ["a"], "compare": ["central"]},
+        ["server.min_replies=2: more than a round can bring, the tasks that central pools=1; must be at most that"],
     ),
     (
         {"clients": 2, "data__tasks": ["a", "b", "c"]},

@@ -112,7 +112,7 @@ class FilteringGrid(LocalGrid):
         super().__init__(app, num_clients, seed)  # type: ignore[arg-type]
         self._change = change
 
-    def stream(self, messages: Iterable[Message]) -> Iterator[Message]:
+    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[Message]:
         for message in messages:
             for reply in super().stream([message]):
                 client_id = int(self.context(message.metadata.dst_node_id).node_config["partition-id"])

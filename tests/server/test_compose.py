@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 
 import server.compose
-from fedmask.runs.config import KEYS, SECTIONS, ConfigError, from_yaml, to_dict
+from fedmask.runs.config import KEYS, SECTIONS, ConfigError, ServerConfig, from_yaml, to_dict
 from server.compose import CONF, compose, groups, help_text
 
 
@@ -125,6 +125,13 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
             "score_every=2",
             "score_test=false",
             "server.learning_rate=1.5",
+            "server.combine=trimmed_mean",
+            "server.trim=0.2",
+            "server.clip_norm=3",
+            "server.max_norm=100",
+            "server.min_replies=2",
+            "server.max_retries=1",
+            "server.timeout_seconds=60",
             "client.head_init=label_names",
             "ray.address=auto",
             "ray.client_cpus=0.5",
@@ -171,7 +178,8 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "output": f"{tmp_path}/run",
         "overwrite": True,
     }
-    assert (config.server.learning_rate, config.client.head_init) == (1.5, "label_names")
+    assert config.server == ServerConfig(1.5, "trimmed_mean", 0.2, 3.0, 100.0, 2, 1, 60.0)
+    assert config.client.head_init == "label_names"
     assert (config.ray.address, config.ray.client_cpus, config.ray.client_gpus) == ("auto", 0.5, 0.25)
     assert config.log.tensorboard
     assert (config.model.name, config.model.path, config.model.weights) == ("roberta-base", "folder", "random")

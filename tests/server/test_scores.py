@@ -60,6 +60,10 @@ def test_no_client_has_no_mean() -> None:
         ([math.inf, 10.0], "not-finite"),
         ([11.0, 10.0], "not-finite"),
         ([-11.0, 10.0], "not-finite"),
+        ([1.0, math.inf], "not-finite"),
+        ([-1.0, 10.0], "negative-counts"),
+        ([-1.0, -10.0], "negative-counts"),
+        ([1.0, 2.0, *[0.0] * 10**5], "undecodable"),
     ],
 )
 @pytest.mark.parametrize("name", ["counts", "own-counts", "majority-counts"])

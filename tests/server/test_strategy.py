@@ -330,11 +330,15 @@ FAULTS: dict[str, tuple[str, str, Change]] = {
     "negative": ("bad-num-examples", "num-examples is -5,", lambda reply: rewritten(reply, num_examples=-5)),
     "NaN examples": ("bad-num-examples", "is nan,", lambda reply: rewritten(reply, num_examples=math.nan)),
     "infinite examples": ("bad-num-examples", "is inf,", lambda reply: rewritten(reply, num_examples=math.inf)),
-    "absurd": ("bad-num-examples", "is 10000000000,", lambda reply: rewritten(reply, num_examples=10**10)),
-    "a list of examples": ("bad-num-examples", "is [10],", lambda reply: rewritten(reply, num_examples=[10])),
+    "absurd": (
+        "bad-num-examples",
+        "allowed is 1 to 1,000,000,000",
+        lambda reply: rewritten(reply, num_examples=10**10),
+    ),
+    "a list of examples": ("bad-num-examples", "is a list of 1,", lambda reply: rewritten(reply, num_examples=[10])),
     "number left out": ("bad-num-examples", "is None,", lambda reply: rewritten(reply, num_examples=None)),
-    "NaN loss": ("not-finite", "train-loss is nan", lambda reply: rewritten(reply, train_loss=math.nan)),
-    "loss left out": ("not-finite", "train-loss is None", lambda reply: rewritten(reply, train_loss=None)),
+    "NaN loss": ("bad-train-loss", "train-loss is nan", lambda reply: rewritten(reply, train_loss=math.nan)),
+    "loss left out": ("bad-train-loss", "train-loss is None", lambda reply: rewritten(reply, train_loss=None)),
 }
 
 
@@ -482,7 +486,7 @@ def test_flowers_evaluate_fn_sees_the_delta_before_the_first_round_and_after_eac
     grid = LocalGrid(client_app, 4)
     grid.keep_client_state_in(tmp_path / "clients")
     mask = select_mask(config, base)
-    strategy = MaskedAveraging(settings_for(config), mask, None, 4, Ledger(), plain_run.watched)
+    strategy = MaskedAveraging(settings_for(config), mask, None, 4, Ledger(), plain_run.watched, config.server)
     seen: dict[int, np.ndarray] = {}
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:

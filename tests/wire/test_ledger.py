@@ -109,3 +109,24 @@ def test_an_empty_ledger_has_zeros() -> None:
 
 def test_full_fine_tuning_is_fp32_both_ways() -> None:
     assert full_finetuning_bytes_per_client_round(22_713_216) == 2 * 4 * 22_713_216
+
+
+def test_a_rejected_message_travelled_and_was_not_accepted(ledger: Ledger) -> None:
+    before = ledger.total_bytes
+    uplink = ledger.payload_bytes_per_client_round("up")
+    sound = ledger.record(2, 0, "up", "train", 40, 100, {"head": 12})
+    bad = ledger.record(2, 1, "up", "train", 40, 100, {"head": 12})
+    ledger.reject(bad)
+    lines = ledger.take_lines()
+    assert lines[-3:-1] == sound
+    assert lines[-1].as_dict() == {
+        "round": 2,
+        "client": 1,
+        "direction": "up",
+        "kind": "rejected",
+        "payload_bytes": 0,
+        "wire_bytes": 100,
+    }
+    assert ledger.total_bytes == before + 200
+    assert ledger.payload_bytes_per_client_round("up") == (4 * uplink + 40) / 5
+    assert ledger.bytes_per_client_round("up") == ((110 + 50) + 120 + (60 + 121) + 200) / 3

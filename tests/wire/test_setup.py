@@ -162,3 +162,33 @@ def test_the_setups_of_all_runs_are_as_long_and_none_has_the_run_id_of_another(t
     assert again.run_id != told.run_id
     assert dataclasses.replace(again, run_id=told.run_id) == told
     assert len(Setup(again, mask.recipe).to_bytes()) == len(Setup(told, mask.recipe).to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("clients", 10**12, "clients is 1000000000000, expected a whole number from 1 to 1000000"),
+        ("threads", 10**6, "threads is 1000000, expected a whole number from 1 to 1024"),
+        ("rank", -1, "rank is -1, expected a whole number from 0 to 65536"),
+        ("rank", True, "rank is True, expected"),
+        ("seed", "x", "seed is 'x', must be a whole number of at least 0"),
+        ("baseline", "all", "baseline is 'all', must be one of none, frozen, alone, central"),
+        ("data.max_length", 10**9, "data.max_length is 1000000000, must be a whole number from 8 to 512"),
+        ("client.batch_size", 0, "client.batch_size is 0, must be a whole number of at least 1"),
+        ("client.learning_rate", "fast", "client.learning_rate is 'fast', must be a number above 0"),
+    ],
+)
+def test_a_value_that_no_configuration_may_have_is_rejected(told: Settings, key: str, value: object, text: str) -> None:
+    raw = raw_settings(Setup(told, None).to_bytes())
+    section, _, entry = key.rpartition(".")
+    (raw[section] if section else raw)[entry] = value  # type: ignore[index]
+    assert f"cannot be read: {text}" in str(rejection(with_settings(raw)))
+
+
+def test_indices_for_another_model_are_refused_before_they_are_decoded(told: Settings, mask: Mask) -> None:
+    data = Setup(told, mask).to_bytes()
+    assert Setup.from_bytes(data, lambda _: mask.num_parameters).mask == mask
+    asked: list[Settings] = []
+    with pytest.raises(RejectedMessage, match=r"made for 144 parameters, this model has 7$"):
+        Setup.from_bytes(data, lambda settings: asked.append(settings) or 7)  # type: ignore[func-returns-value]
+    assert asked == [told]
