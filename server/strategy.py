@@ -6,10 +6,11 @@ that took part is scored on the test split. A reply that cannot be used is count
 sum.
 """
 
+import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,6 +24,8 @@ from fedmask.aggregation import WeightedMean
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
 from fedmask.randomness import seed_for
+from fedmask.runs.checkpoint import ClientRecord, ServerState
+from fedmask.runs.config import shown
 from fedmask.wire.ledger import Ledger
 from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
 from fedmask.wire.setup import Settings
@@ -46,7 +49,11 @@ class RoundReport:
     train_loss: float
     scores: Scores
     """On the validation split."""
+    states_lost: tuple[int, ...]
+    """client_ids whose own state was not found, and made anew, ascending."""
     seconds: float
+    state: ServerState
+    """What the server needs to go on after this round."""
 
 
 class Observer(ReplyObserver, Protocol):
@@ -54,6 +61,9 @@ class Observer(ReplyObserver, Protocol):
 
     def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None: ...
     def round_ended(self, report: RoundReport) -> None: ...
+
+    def resumed(self, after_round: int, resent: Ledger) -> None:
+        """The run goes on after this round. resent: what was sent once more for it, counted nowhere else."""
 
 
 @dataclass
@@ -97,6 +107,10 @@ class MaskedAveraging(Strategy):
         self._failures: Counter[str] = Counter()
         self._failed: set[int] = set()
         self._drawn: set[int] = set()
+        self._state_rounds: dict[int, int] = {}
+        """By client_id the last round in which its reply was accepted: which of its own states it goes on from."""
+        self._states_lost: set[int] = set()
+        self._resumed: ServerState | None = None
         self._frames: tuple[int, dict[tuple[str, str], bytes]] = (-1, {})
         self.state = GlobalState(np.zeros(mask.num_selected if mask is not None else 0, np.float32))
         self.test_scores = Scores(())
@@ -114,6 +128,76 @@ class MaskedAveraging(Strategy):
     def summary(self) -> None:
         """Nothing to log: the run folder holds the configuration."""
 
+    # ---- stopped and resumed -----------------------------------------------------------------------------------
+
+    def resume(self, state: ServerState) -> None:
+        """Before `start`: go on after the last round of another process of this run.
+
+        Raises FedmaskError where that one had another mask.
+        """
+        if state.mask_digest != self._exchange.mask_digest or state.delta.size != self.state.delta.size:
+            raise FedmaskError(
+                f"the run was begun with mask {state.mask_digest}, this machine's base model and configuration give "
+                f"{self._exchange.mask_digest}; resume it where its base model is"
+            )
+        self._resumed = state
+        self.state = GlobalState(state.delta, dict(state.heads), version=state.round)
+        self._drawn = {client_id for client_id, record in state.clients.items() if record.is_drawn}
+        self._state_rounds = {client: record.state_round for client, record in state.clients.items()}
+
+    def _server_state(self) -> ServerState:
+        return ServerState(
+            run_id=self._settings.run_id,
+            round=self.state.version,
+            mask_digest=self._exchange.mask_digest,
+            delta=self.state.delta,
+            heads=dict(self.state.heads),
+            clients={client_id: self._record_of(member) for client_id, member in self._exchange.members.items()},
+        )
+
+    def _record_of(self, member: Member) -> ClientRecord:
+        return ClientRecord(
+            member.task,
+            member.metric,
+            member.head_layout,
+            member.head_size,
+            state_round=self._state_rounds.get(member.client_id, 0),
+            is_drawn=member.client_id in self._drawn,
+            holds_vectors=self._exchange.holds(member, self.state.version),
+        )
+
+    def _introduce_again(self, grid: Grid, state: ServerState, num_rounds: int, timeout: float) -> None:
+        """The mask to every client, for their processes are new ones; before the test split the vectors as well.
+
+        Raises FedmaskError where a client is not what it was.
+        """
+        with self._exchange.counting_apart() as resent:
+            self._exchange.send_mask(grid, self._num_clients, timeout)
+            self._check_members(state.clients)
+            if state.round == num_rounds and self._score_test:  # in a round that is to come, training brings them
+                holders = [client_id for client_id, record in state.clients.items() if record.holds_vectors]
+                self._hand_over(grid, state.round, sorted(holders), timeout)
+        self._observer.resumed(state.round, resent)
+
+    def _check_members(self, known: Mapping[int, ClientRecord]) -> None:
+        members = self._exchange.members
+        for client_id in sorted(known.keys() | members.keys()):
+            before, now = known.get(client_id), members.get(client_id)
+            words = [
+                "no client" if one is None else f"task {one.task}, {one.metric}, head {one.head_layout[:12]}"
+                for one in (before, now)
+            ]
+            if words[0] != words[1]:
+                raise FedmaskError(
+                    f"client {client_id} is not what it was when the run stopped: it was {words[0]}, and is "
+                    f"{words[1]}; resume with the data that the run was begun with"
+                )
+
+    def _hand_over(self, grid: Grid, server_round: int, client_ids: list[int], timeout: float) -> None:
+        members = [self._exchange.members[client_id] for client_id in client_ids]
+        requests = (self._request("query.vectors", member, server_round, with_vectors=True) for member in members)
+        self._exchange.hand_over(grid, server_round, self.state.version, requests, timeout)
+
     # ---- the loop ----------------------------------------------------------------------------------------------
 
     def start(
@@ -128,17 +212,23 @@ class MaskedAveraging(Strategy):
     ) -> Result:
         """Run the federation: Flower's own loop, the mask before the first round, the test split after the last.
 
+        A resumed run goes on with the round after its last finished one, from the vectors of then.
+
         Raises FedmaskError where no client can be used at all.
         """
         result = Result()
         result.arrays = initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-        self._exchange.send_mask(grid, self._num_clients, timeout)
-        self._evaluate_on_server(evaluate_fn, 0, result)
-        for server_round in range(1, num_rounds + 1):
+        if self._resumed is None:
+            self._exchange.send_mask(grid, self._num_clients, timeout)
+            self._evaluate_on_server(evaluate_fn, 0, result)
+        else:
+            self._introduce_again(grid, self._resumed, num_rounds, timeout)
+        for server_round in range(self.state.version + 1, num_rounds + 1):
             started = time.perf_counter()
             self._failures.clear()
             self._failed.clear()
+            self._states_lost.clear()
             requests = self.configure_train(server_round, result.arrays, train_config, grid)
             replies = self._replies(grid, server_round, "train", requests, timeout)
             arrays, train_metrics = self.aggregate_train(server_round, replies)
@@ -160,7 +250,9 @@ class MaskedAveraging(Strategy):
                     failed=tuple(sorted(self._failed)),
                     train_loss=float(train_metrics["train-loss"]),  # type: ignore[arg-type]
                     scores=scores,
+                    states_lost=tuple(sorted(self._states_lost)),
                     seconds=time.perf_counter() - started,
+                    state=self._server_state(),
                 )
             )
         if self._score_test:
@@ -203,6 +295,7 @@ class MaskedAveraging(Strategy):
         """
         means: dict[tuple[str, str], WeightedMean] = {}
         loss = WeightedMean(1)
+        accepted = []
         for reply in replies:
             member = self._exchange.member_of(reply)
             try:
@@ -210,6 +303,8 @@ class MaskedAveraging(Strategy):
             except RejectedMessage as rejection:
                 self._fail(server_round, member.client_id, rejection)
                 continue
+            accepted.append(member.client_id)
+            self._note_lost_state(server_round, member.client_id, reply)
             for vector in vectors:
                 key = (vector.name, vector.layout_digest)
                 if key not in means:
@@ -222,6 +317,8 @@ class MaskedAveraging(Strategy):
         for (name, layout_digest), mean in means.items():
             self._step(name, layout_digest, mean)
         self.state.version = server_round
+        # Only now: a client whose round does not count goes on from where it was before.
+        self._state_rounds.update(dict.fromkeys(accepted, server_round))
         return self.arrays(), MetricRecord({"train-loss": float(loss.result()[0])})
 
     def _accepted(self, member: Member, reply: Message) -> tuple[list[NamedVector], float, float]:
@@ -244,6 +341,14 @@ class MaskedAveraging(Strategy):
         if not isinstance(train_loss, (int, float)) or not math.isfinite(train_loss):
             raise RejectedMessage("not-finite", f"train-loss is {train_loss}")
         return list(found.values()), float(num_examples), float(train_loss)
+
+    def _note_lost_state(self, server_round: int, client_id: int, reply: Message) -> None:
+        """A client whose own state is gone has begun anew and says so; its reply is as good as a new client's."""
+        if (detail := config_of(reply.content).get("state-lost")) is not None:
+            self._states_lost.add(client_id)
+            logging.getLogger("fedmask").warning(
+                "round %d: client %d has begun anew: %s", server_round, client_id, shown(detail)
+            )
 
     def _step(self, name: str, layout_digest: str, mean: WeightedMean) -> None:
         """global(t+1) = global(t) + server learning rate * mean update, summed in float64, held in float32."""
@@ -318,6 +423,8 @@ class MaskedAveraging(Strategy):
         config: dict[str, int | float | str | bool] = {"round": server_round, "version": self.state.version}
         if split:
             config["split"] = split
+        if self._settings.keeps_state:
+            config["state-round"] = self._state_rounds.get(member.client_id, 0)
         payload = b""
         if with_vectors or not self._exchange.holds(member, self.state.version):
             payload = b"".join(self._frame(name, layout_digest) for name, layout_digest, _ in self._expected(member))

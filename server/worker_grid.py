@@ -17,6 +17,7 @@ from types import TracebackType
 from flwr.app import Message
 
 from fedmask.errors import FedmaskError
+from fedmask.processes import end_with_parent
 from server.local_grid import LocalGrid
 
 MESSAGES_AHEAD = 2
@@ -124,6 +125,7 @@ def _load(client_app: str):  # type: ignore[no-untyped-def]
 
 def _work(connection: Connection, client_app: str, num_clients: int, seed: int) -> None:
     """What a worker does until the other end is closed."""
+    end_with_parent()
     grid = LocalGrid(_load(client_app), num_clients, seed)
     while True:
         try:

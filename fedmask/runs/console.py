@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedmask.wire.ledger import Ledger
+
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=120)  # a log file has no width of its own to fit into
@@ -49,6 +51,13 @@ class RunProgress:
 
     def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None:
         console.print(f"round {server_round}: client {client_id} failed ({cause}): {detail}", style="red", markup=False)
+
+    def resumed(self, after_round: int, resent: Ledger) -> None:
+        console.print(
+            f"{self._title}: resumed after round {after_round}; sent once more for it, and counted in no figure: "
+            f"{resent.total_bytes:,} bytes",
+            markup=False,
+        )
 
     def round_ended(self, report: Any) -> None:
         mean = report.scores.mean_score()

@@ -5,7 +5,7 @@ counted once, with the message's own kind; so the wire bytes of the lines sum to
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -65,6 +65,12 @@ class Ledger:
         for other, size in others.items():
             self._add(LedgerLine(server_round, client_id, direction, other, size, size))
 
+    def replay(self, lines: Iterable[LedgerLine]) -> None:
+        """Count what an earlier process of the run has counted, and written down."""
+        for line in lines:
+            self._add(line)
+            self._lines.clear()
+
     def _add(self, line: LedgerLine) -> None:
         self._lines.append(line)
         self._wire_bytes[line.kind, line.direction] += line.wire_bytes
@@ -87,6 +93,10 @@ class Ledger:
         lines, self._lines = self._lines, []
         return lines
 
+    def bytes_of(self, kind: str) -> int:
+        """Wire bytes of all messages of a kind, both ways."""
+        return self._wire_bytes[kind, "up"] + self._wire_bytes[kind, "down"]
+
     @property
     def total_bytes(self) -> int:
         """Wire bytes of all messages, both ways."""
@@ -94,8 +104,7 @@ class Ledger:
 
     def mask_bytes_per_client(self) -> float:
         """Mean wire bytes of a client's mask messages, both ways."""
-        total = self._wire_bytes["mask", "up"] + self._wire_bytes["mask", "down"]
-        return _ratio(total, len(self._clients_with_mask))
+        return _ratio(self.bytes_of("mask"), len(self._clients_with_mask))
 
     def payload_bytes_per_client_round(self, direction: Direction) -> float:
         """Mean payload bytes of the train messages in this direction."""
