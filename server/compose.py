@@ -107,20 +107,25 @@ def _resumed(choices: Mapping[str, str], values: Mapping[str, object], faults: S
 
 
 def _given(choices: Mapping[str, str], values: Mapping[str, object]) -> dict[str, object]:
-    """What overrides say, by dotted key: all of a group's file, then the single keys. An experiment says everything."""
-    composed = flat(_composed(choices)) if choices else {}
-    in_files = {
-        key: value for key, value in composed.items() if "experiment" in choices or key.partition(".")[0] in choices
-    }
+    """What overrides say, by dotted key: the files of groups, what other file such a file takes, the single keys."""
+    composed, plain = flat(_composed(choices)), flat(_composed({}))
+    said = {key for group, name in choices.items() for key in _keys_in_file(group, name)}
+    said |= {key for key in _NAMED_BY.values() if composed[key] != plain[key]}
+    in_files = {key: composed[key] for key in said & KEYS.keys() if composed.get(key) is not None}
     return {key: value for key, value in (in_files | dict(values)).items() if key != "resume"}
+
+
+def _keys_in_file(group: str, name: str) -> set[str]:
+    """The dotted keys that conf/GROUP/NAME.yaml gives a value; its own group's, where it does not say otherwise."""
+    file = CONF / group / f"{name}.yaml"
+    raw: Any = OmegaConf.to_container(OmegaConf.load(file))
+    is_global = "@package _global_" in file.read_text(encoding="utf-8")
+    return set(flat(raw if is_global else {group: raw}))
 
 
 def _differences(given: Mapping[str, object], held: Mapping[str, object]) -> Iterator[str]:
     """One line for each key that is given another value than the run has that is resumed."""
     for key, value in given.items():
-        if key not in KEYS:  # in a file of conf/
-            yield unknown_key(key, value)
-            continue
         allowed = KEYS[key].allowed
         try:
             read = allowed.read(value)

@@ -174,7 +174,8 @@ class MaskedAveraging(Strategy):
         with self._exchange.counting_apart() as resent:
             self._exchange.send_mask(grid, self._num_clients, timeout)
             self._check_members(state.clients)
-            if state.round == num_rounds and self._score_test:  # in a round that is to come, training brings them
+            # Of a round that is still to come, training brings them.
+            if state.round == num_rounds and self._score_test and self._settings.exchanges_delta:
                 holders = [client_id for client_id, record in state.clients.items() if record.holds_vectors]
                 self._hand_over(grid, state.round, sorted(holders), timeout)
         self._observer.resumed(state.round, resent)

@@ -170,6 +170,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "threads": 1,
         "output": f"{tmp_path}/run",
         "overwrite": True,
+        "resume": None,
     }
     assert (config.server.learning_rate, config.client.head_init) == (1.5, "label_names")
     assert (config.ray.address, config.ray.client_cpus, config.ray.client_gpus) == ("auto", 0.5, 0.25)
