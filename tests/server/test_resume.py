@@ -248,7 +248,7 @@ Kill = tuple[str, int] | None
     [
         ("local heads", [("checkpoints/", 1), ("checkpoints/", 2), ("/state/", 7), None, None]),
         ("shared heads", [("checkpoints/", 1), ("checkpoints/", 3), ("checkpoints/", 1), None, None]),
-        ("alone", [("checkpoints/", 2), ("/state/", 6), ("client-00001/.adapter", 1), ("checkpoints/", 1), None]),
+        ("alone", [("checkpoints/", 2), ("/state/", 6), ("adapter.safetensors", 1), ("checkpoints/", 1), None]),
     ],
 )
 def test_a_run_that_is_killed_five_times_ends_as_if_it_had_not_been(
