@@ -225,8 +225,8 @@ class _DyingFile:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_a_fork(work: Callable[[], object], seconds: float | None = None) -> int:
-    """How a process that does this ended; it is killed after so many seconds."""
+def in_a_fork(work: Callable[[], object], seconds: float = 300) -> int:
+    """How a process that does this ended; it is killed after so many seconds, which are none too few by default."""
     in_a_new_process()
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
