@@ -10,8 +10,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,9 +192,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same_run(
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def dying_in_write(part_of_path: str, number: int) -> Iterator[None]:
-    """The process kills itself with half of the content written, at this write of a file with such a path."""
+def die_in_write(work: Callable[[], object], part_of_path: str, number: int) -> None:
+    """Kill this process with half of the content written, at this write of a file with such a path."""
     opened, left = Path.open, [number]
 
     def open_(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
@@ -206,8 +204,8 @@ def dying_in_write(part_of_path: str, number: int) -> Iterator[None]:
                 return _DyingFile(file)
         return file
 
-    Path.open = open_  # type: ignore[method-assign, assignment] # in a process that ends with the block
-    yield
+    Path.open = open_  # type: ignore[method-assign, assignment] # the process ends here
+    work()
 
 
 class _DyingFile:
@@ -272,17 +270,12 @@ def test_a_run_that_is_killed_five_times_ends_as_if_it_had_not_been(
             ended = in_a_fork(go_on, moments.uniform(0, 0.5) * whole_seconds)
             assert ended == -signal.SIGKILL or (output / "summary.json").exists()
         else:
-            assert in_a_fork(lambda at=kill: _die_in_write(go_on, *at)) == -signal.SIGKILL  # type: ignore[misc]
+            assert in_a_fork(lambda at=kill: die_in_write(go_on, *at)) == -signal.SIGKILL  # type: ignore[misc]
         load_checkpoint(output / "checkpoints")  # warns of a damaged one
     in_a_new_process()
     go_on()
     assert [line for line in caplog.messages if "damaged" in line] == []
     assert Left.by(output) == Left.by(expected)
-
-
-def _die_in_write(work: Callable[[], object], part_of_path: str, number: int) -> None:
-    with dying_in_write(part_of_path, number):
-        work()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -375,7 +368,7 @@ def test_before_the_first_checkpoint_a_run_starts_over_and_says_so(
 ) -> None:
     output = tmp_path / "run"
     settings = MODES["local heads"]
-    assert in_a_fork(lambda: _die_in_write(lambda: federate(*settings, output=output), "checkpoints/", 1)) < 0
+    assert in_a_fork(lambda: die_in_write(lambda: federate(*settings, output=output), "checkpoints/", 1)) < 0
     assert len((output / "rounds.jsonl").read_text().splitlines()) == 1
     in_a_new_process()
     federate(*settings, output=output, resume=True)
