@@ -1,10 +1,13 @@
 """The Flower ClientApp: message -> library call -> message.
 
 `query.mask` brings the mask and the settings, once; `train` brings the global delta and takes the update (local minus
-global) back; `evaluate` brings the global delta, unless the client holds it, and takes counts back. What a client does
-not hold it asks for: its reply names what is missing, and the server sends it again in the same round.
+global) back; `evaluate` brings the global delta, unless the client holds it, and takes counts back; `query.vectors`
+brings the global delta to a client that held it before its process ended. What a client does not hold it asks for: its
+reply names what is missing, and the server sends it again in the same round. What never travels is the client's state:
+each message names the round whose state it is about.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
 from client.process import RunInProcess, run_in_process
-from client.state import ClientState
+from client.state import ClientState, Kept, LostStateError
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.randomness import seed_for
 from fedmask.tasks.partition import ClientData
@@ -27,7 +30,7 @@ from fedmask.training.evaluation import count
 from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
-from fedmask.wire.messages import config_of, error_reply, pack, payload_of, whole_number, word
+from fedmask.wire.messages import ConfigValue, config_of, error_reply, pack, payload_of, whole_number, word
 from fedmask.wire.vectors import NamedVector, frame, unframe
 
 SETUP = "setup"
@@ -116,22 +119,26 @@ def train(message: Message, context: Context) -> Message:
     client = _open(context)
     config = config_of(message.content)
     server_round, version = whole_number(config, "round"), whole_number(config, "version")
-    start_delta, start_head = _start(client, _receive(client, message, version))
+    received, facts = _receive(client, message, version), dict[str, ConfigValue]()
+    try:
+        kept = _own_state(client, config)
+    except LostStateError as lost:
+        kept, facts["state-lost"] = Kept(), str(lost)
+    start_delta, start_head = _start(client, received, kept)
     result = _train_locally(client, start_delta, start_head, server_round)
     payload = b""
-    is_sound = bool(torch.isfinite(result.delta).all() and torch.isfinite(result.head).all())
     if client.run.settings.exchanges_delta:
         assert client.run.mask is not None
         payload += _update("delta", client.run.mask.digest, result.delta, start_delta)
-    elif client.run.settings.trains_delta and is_sound:
-        assert client.run.mask is not None
-        client.state.keep_delta(client.run.mask, client.run.texts.base, result.delta)
     if client.shares_head:
         payload += _update("head", client.layout.digest, result.head, start_head)
-    elif is_sound:  # the server rejects this reply; the client goes on from what it had before the round
-        client.state.keep_head(client.layout, result.head)
-    metrics: dict[str, int | float] = {"num-examples": client.data.num_examples, "train-loss": result.mean_loss}
-    return Message(pack(payload, metrics=metrics), reply_to=message)
+    is_sound = bool(torch.isfinite(result.delta).all() and torch.isfinite(result.head).all())
+    if is_sound and client.run.settings.keeps_state:
+        _keep(client, server_round, whole_number(config, "state-round"), result)
+    # The server has to reject what is not sound, also where what is not sound does not travel.
+    loss = result.mean_loss if is_sound else math.nan
+    metrics: dict[str, int | float] = {"num-examples": client.data.num_examples, "train-loss": loss}
+    return Message(pack(payload, facts or None, metrics), reply_to=message)
 
 
 @app.evaluate()
@@ -141,9 +148,10 @@ def evaluate(message: Message, context: Context) -> Message:
     client = _open(context)
     config = config_of(message.content)
     split, version = word(config, "split"), whole_number(config, "version")
-    delta, head = _start(client, _receive(client, message, version))
-    if client.shares_head:
-        client.state.keep_head(client.layout, head)  # the model this client would use from now on
+    received, kept = _receive(client, message, version), _own_state(client, config)
+    delta, head = _start(client, received, kept)
+    # The model this client would use from now on; where the server took no reply of its, that is none of its own.
+    _show(client, Kept(head) if client.shares_head else kept)
     outputs = client.layout.outputs(head, _features(client, delta, split))
     if not torch.isfinite(outputs).all():
         raise FedmaskError(f"client {client.data.client_id}: its model's outputs on {split} are not finite")
@@ -155,6 +163,14 @@ def evaluate(message: Message, context: Context) -> Message:
         "majority-counts": counts.majority.tolist(),
     }
     return Message(pack(metrics=metrics), reply_to=message)
+
+
+@app.query("vectors")
+@_saying_what_is_missing
+def hold_vectors(message: Message, context: Context) -> Message:
+    """Take the global vectors in, to be scored with them later."""
+    _receive(_open(context), message, whole_number(config_of(message.content), "version"))
+    return Message(pack(config={}), reply_to=message)
 
 
 def _open(context: Context) -> Client:
@@ -170,7 +186,8 @@ def _client(run: RunInProcess, context: Context) -> Client:
     client_id = int(context.node_config["partition-id"])
     data = run.texts.client(client_id)
     layout = HeadLayout.of(data.task, run.texts.base.hidden_size)
-    return Client(run, data, layout, ClientState(_state_folder(context, run.settings.run_id), client_id))
+    folder, run_id = _state_folder(context, run.settings.run_id), run.settings.run_id
+    return Client(run, data, layout, ClientState(folder, run_id, client_id))
 
 
 def _state_folder(context: Context, run_id: str) -> Path:
@@ -205,18 +222,43 @@ def _expected(client: Client) -> list[tuple[str, str, int]]:
     return expected
 
 
-def _start(client: Client, received: dict[str, NamedVector]) -> tuple[Tensor, Tensor]:
+def _own_state(client: Client, config: ConfigRecord) -> Kept:
+    """The client's state after the round that a message names. Raises LostStateError."""
+    if not client.run.settings.keeps_state:
+        return Kept()
+    return client.state.load(whole_number(config, "state-round"), client.layout)
+
+
+def _keep(client: Client, server_round: int, state_round: int, result: LocalResult) -> None:
+    """What does not travel becomes the client's state after this round."""
+    settings = client.run.settings
+    has_own_delta = settings.trains_delta and not settings.exchanges_delta
+    kept = Kept(None if client.shares_head else result.head, result.delta if has_own_delta else None)
+    client.state.keep(server_round, state_round, client.layout, kept)
+    _show(client, kept)
+
+
+def _show(client: Client, kept: Kept) -> None:
+    """head.safetensors and, in baselines with one, adapter.safetensors are what the client has of its own."""
+    settings, mask = client.run.settings, client.run.mask
+    client.state.show_head(client.layout, kept.head)
+    if mask is not None and not settings.exchanges_delta:
+        client.state.show_delta(mask, client.run.texts.base, kept.delta)
+
+
+def _start(client: Client, received: dict[str, NamedVector], kept: Kept) -> tuple[Tensor, Tensor]:
     """The delta (k,) and the head (size,) to begin with: received where they travel, else the client's own."""
     settings, mask = client.run.settings, client.run.mask
     if "delta" in received:
         delta = torch.from_numpy(received["delta"].values)
+    elif kept.delta is not None:
+        delta = kept.delta
     else:
-        delta = client.state.delta(mask) if mask is not None and settings.trains_delta else torch.zeros(0)
+        delta = torch.zeros(mask.num_selected if mask is not None and settings.trains_delta else 0)
     start = client.run.texts.head_start(client.layout, settings.client.head_init, settings.seed)
     if client.shares_head:
         return delta, start + torch.from_numpy(received["head"].values)
-    kept = client.state.head(client.layout)
-    return delta, start if kept is None else kept
+    return delta, start if kept.head is None else kept.head
 
 
 def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: int) -> LocalResult:

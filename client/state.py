@@ -1,49 +1,135 @@
-"""What stays on a client between messages: its task's head, and in the baselines without exchange its own delta.
+"""What stays on a client from round to round: its task's head, and in the baselines without exchange its own delta.
 
-One folder a client, `client-00003/head.safetensors` and `client-00003/adapter.safetensors`. Each file is whole or not
-there. A client that has no delta yet starts from zeros.
+A state belongs to (run, client, round): `client-00003/state/round-00002.safetensors` is what the client had after
+training in round 2, sealed with the three. A round begins from the state that the server names, the last whose reply it
+accepted; so a round that is done again, for its reply was lost or a process was killed, begins where it began the first
+time. Beside the new state stay those of two rounds before it: the one it began from, and one for a server that has to
+fall back on its last checkpoint but one.
+
+`client-00003/head.safetensors` and `client-00003/adapter.safetensors` show the newest to people. Nothing reads them
+back. Each file is whole or not there.
 """
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmask.errors import FedmaskError
+from fedmask.files import remove_scraps
 from fedmask.masks import Mask
 from fedmask.models import BaseModel
+from fedmask.sealed_file import read_sealed, write_sealed
 from fedmask.training.delta import Delta
-from fedmask.training.head import HeadLayout, load_head, save_head
+from fedmask.training.head import HeadLayout, save_head
+from fedmask.training.vector_file import read_vector
+
+KEPT_BEFORE = 2
+"""States of rounds before the newest that are kept beside it."""
+
+_NAME = re.compile(r"round-(\d{5,})\.safetensors")
+_HEAD, _DELTA = "head", "delta"
+
+
+class LostStateError(FedmaskError):
+    """The state that a round is to begin from is not there, damaged, or of another run or client."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A client's state after one round."""
+
+    head: Tensor | None = None
+    """float32 (size,); None where the client has not trained one yet, or none of its own."""
+    delta: Tensor | None = None
+    """float32 (k,); None where the client has no delta of its own."""
 
 
 class ClientState:
-    """The files of one client."""
+    """The files of one client in one run."""
 
-    def __init__(self, root: Path, client_id: int) -> None:
+    def __init__(self, root: Path, run_id: str, client_id: int) -> None:
+        self._key = {"run_id": run_id, "client_id": client_id}
+        self._client_id = client_id
         self.folder = root / f"client-{client_id:05d}"
+        self._states = self.folder / "state"
 
-    def head(self, layout: HeadLayout) -> Tensor | None:
-        """The head as last trained, float32 (size,); None where none was trained yet."""
+    def load(self, state_round: int, layout: HeadLayout) -> Kept:
+        """The state after a round; of round 0, before the client has trained, an empty one.
+
+        Raises LostStateError where it cannot be had, FedmaskError where its head is of another task.
+        """
+        if state_round == 0:
+            return Kept()
+        path = self._path(state_round)
+        try:
+            facts, vectors = read_sealed(path, "client-state")
+        except FedmaskError as error:
+            raise LostStateError(
+                f"client {self._client_id}: its state of round {state_round} is lost: {error}"
+            ) from error
+        expected = self._key | {"round": state_round}
+        found = {key: facts.get(key) for key in expected}
+        if found != expected:
+            raise LostStateError(f"client {self._client_id}: {path} is of {_words(found)}, not of {_words(expected)}")
+        if _HEAD in vectors and facts.get("head_layout") != layout.digest:
+            raise FedmaskError(f"{path}: a head of another task than {layout.task} {layout.labels}")
+        return Kept(*(torch.from_numpy(vectors[name]) if name in vectors else None for name in (_HEAD, _DELTA)))
+
+    def keep(self, server_round: int, state_round: int, layout: HeadLayout, kept: Kept) -> None:
+        """Write the state after server_round, which began from that of state_round; forget what neither needs.
+
+        States of rounds in between go: the server has accepted none of them.
+        """
+        vectors: dict[str, NDArray[np.float32]] = {
+            name: values.numpy() for name, values in ((_HEAD, kept.head), (_DELTA, kept.delta)) if values is not None
+        }
+        facts = self._key | {"round": server_round, "head_layout": layout.digest}
+        write_sealed(self._path(server_round), "client-state", vectors, facts)
+        before = [number for number in self._rounds() if number <= state_round]
+        for number in set(self._rounds()) - {server_round, *before[-KEPT_BEFORE:]}:
+            self._path(number).unlink()
+        remove_scraps(self._states)
+
+    def show_head(self, layout: HeadLayout, head: Tensor | None) -> None:
+        """head.safetensors is this head, float32 (size,); for None it is gone."""
         path = self.folder / "head.safetensors"
-        if not path.exists():
-            return None
-        kept, packed = load_head(path)
-        if kept != layout:
-            raise FedmaskError(
-                f"{path}: a head of task {kept.task} {kept.labels}, this client's task is {layout.task} {layout.labels}"
-            )
-        return torch.from_numpy(packed)
+        if head is None:
+            path.unlink(missing_ok=True)
+        elif not _holds(path, "head", head):
+            save_head(path, layout, head.numpy())
 
-    def keep_head(self, layout: HeadLayout, head: Tensor) -> None:
-        save_head(self.folder / "head.safetensors", layout, head.numpy())
-
-    def delta(self, mask: Mask) -> Tensor:
-        """The client's own delta, for baselines in which none is received; float32 (k,)."""
+    def show_delta(self, mask: Mask, base: BaseModel, delta: Tensor | None) -> None:
+        """adapter.safetensors is this delta of the client's own, float32 (k,); for None it is gone."""
         path = self.folder / "adapter.safetensors"
-        return torch.from_numpy(Delta.load(path).values) if path.exists() else torch.zeros(mask.num_selected)
+        if delta is None:
+            path.unlink(missing_ok=True)
+        elif not _holds(path, "adapter", delta):
+            assert mask.recipe is not None, "the mask of a baseline is made from a recipe"
+            values = np.ascontiguousarray(delta.numpy())
+            Delta(values, mask.recipe, base.name, base.weights, mask, base.dtype).save(path)
 
-    def keep_delta(self, mask: Mask, base: BaseModel, delta: Tensor) -> None:
-        assert mask.recipe is not None, "the mask of a baseline is made from a recipe"
-        values = np.ascontiguousarray(delta.numpy())
-        Delta(values, mask.recipe, base.name, base.weights, mask, base.dtype).save(self.folder / "adapter.safetensors")
+    def _path(self, server_round: int) -> Path:
+        return self._states / f"round-{server_round:05d}.safetensors"
+
+    def _rounds(self) -> list[int]:
+        """Rounds whose states are there, ascending."""
+        names = (_NAME.fullmatch(path.name) for path in self._states.glob("*"))
+        return sorted(int(match[1]) for match in names if match)
+
+
+def _holds(path: Path, kind: str, values: Tensor) -> bool:
+    """Whether a file of this run holds these very values: writing it again would cost more than reading it."""
+    try:
+        _, found = read_vector(path, kind)
+    except FedmaskError:
+        return False
+    return np.array_equal(found, values.numpy())
+
+
+def _words(key: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in key.items())

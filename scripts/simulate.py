@@ -48,19 +48,28 @@ def simulate(config: RunConfig) -> None:
     # Flower, torch and transformers take seconds to import: a mistyped override is told without them.
     from client.process import population
     from fedmask.runs.console import communication_lines, console, left_out_lines, own_mix_table, results_table
-    from fedmask.runs.folder import COMPARE, RunFolder
+    from fedmask.runs.folder import COMPARE, RunFolder, holds_run
     from server.app import resolved
 
     config = resolved(config, datetime.now())
     clients = population(config.data, config.clients, config.seed)
     tasks = tuple(dict.fromkeys(client.task.name for client in clients))
     output = Path(str(config.output))
-    RunFolder(output, config.overwrite)  # refuses a folder that holds a run before any work is done
+    # Refuses a folder that holds a run, or none where one is to be resumed, before any work is done.
+    RunFolder(output, config.overwrite, resume=config.resume is not None)
     _say_set_up(config, len(clients), tasks)
     summaries = {config.title: run(config)}
     for baseline in config.compare:
-        compared = dataclasses.replace(config, baseline=baseline, compare=(), output=str(output / COMPARE / baseline))
-        summaries[baseline] = run(compared)
+        folder = output / COMPARE / baseline
+        summaries[baseline] = run(
+            dataclasses.replace(
+                config,
+                baseline=baseline,
+                compare=(),
+                output=str(folder),
+                resume=str(folder) if config.resume is not None and holds_run(folder) else None,
+            )
+        )
     if config.compare:
         from fedmask.runs.report import write_report
 

@@ -15,11 +15,9 @@ finished cells alone; for a file of your own it writes page, plot and results in
 import fcntl
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -36,6 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
+from fedmask.processes import end_with_parent
 from fedmask.runs.commit import commit_of
 from fedmask.runs.config import RunConfig
 from fedmask.runs.folder import REPORT, SUMMARY
@@ -241,7 +240,7 @@ def run_cell(cell: Cell, output: Path, here: tuple[str, ...]) -> None:
 @contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that keep the base model and the tokenized texts from cell to cell, and end when this one does."""
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _end_with_parent)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), end_with_parent)
     try:
         yield pool
     except BaseException:
@@ -252,18 +251,6 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A killed runner must leave no process behind that still writes into its cells."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

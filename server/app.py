@@ -4,6 +4,7 @@ overrides, where Flower starts the app -> configuration
 base model -> mask -> strategy (mask out once, rounds, test split) -> adapter and summary
 """
 
+import logging
 import secrets
 import shlex
 import time
@@ -20,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedmask.errors import FedmaskError
 from fedmask.masks import Mask, select
 from fedmask.models import BaseModel, load_base
+from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
 from fedmask.runs.config import ConfigError, RunConfig, shown
 from fedmask.runs.console import RunProgress, console
 from fedmask.runs.folder import RunFolder, default_output
@@ -83,7 +85,7 @@ def resolved(config: RunConfig, now: datetime) -> RunConfig:
 
 
 def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[str, Any]:
-    """Run all rounds on a grid and leave the run folder; returns the summary.
+    """Run all rounds on a grid and leave the run folder; returns the summary. With `resume` all that are not done yet.
 
     Raises FedmaskError for anything a person has to mend, before the folder is touched where it can be known by then.
     """
@@ -92,18 +94,24 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
         check_installed()
     torch.set_num_threads(config.threads)
     assert config.output is not None, "the output folder is resolved before a run starts"
-    folder = RunFolder(Path(config.output), config.overwrite)
+    folder = RunFolder(Path(config.output), config.overwrite, resume=config.resume is not None)
+    if config.resume is not None and (summary := folder.finished_before()) is not None:
+        return _left_as_it_is(folder, summary)
     model = config.model
     base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
     check_length(base.encoder, config.data.max_length)
     mask = select_mask(config, base)
     if (keep_client_state_in := getattr(grid, "keep_client_state_in", None)) is not None:
         keep_client_state_in(folder.clients)  # a simulation's; real clients have a folder of their own
-    folder.begin(config)
     ledger = Ledger()
-    scalars = Scalars(folder.tensorboard) if config.log.tensorboard else None
-    recorder = _FolderObserver(folder, ledger, scalars, observer)
-    settings = settings_for(config)
+    checkpoint = _begin_or_take_up(folder, config, ledger)
+    settings = settings_for(config, None if checkpoint is None else checkpoint.state.run_id)
+    scalars = None
+    if config.log.tensorboard:
+        scalars = Scalars(folder.tensorboard, 0 if checkpoint is None else checkpoint.state.round, ledger.total_bytes)
+    recorder = _FolderObserver(
+        folder, ledger, scalars, observer, started - (0.0 if checkpoint is None else checkpoint.seconds)
+    )
     strategy = MaskedAveraging(
         settings,
         mask,
@@ -116,6 +124,8 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
         score_test=config.score_test,
     )
     try:
+        if checkpoint is not None:
+            strategy.resume(checkpoint.state)
         strategy.start(grid, strategy.arrays(), config.rounds, timeout=config.server.timeout_seconds)
     except BaseException:
         recorder.close(Scores(()))  # what a stopped run has sent was sent
@@ -128,13 +138,37 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
         "run_id": settings.run_id,
         "clients_never_drawn": strategy.num_never_drawn,
         "test_failure_causes": strategy.test_failure_causes,
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(recorder.seconds(), 3),
     }
     folder.finish(summary)
+    _report(folder)
+    return summary
+
+
+def _left_as_it_is(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a run that needs no resume."""
+    logging.getLogger("fedmask").warning("%s: this run is finished; there is nothing to resume", folder.path)
+    if not folder.report.exists():  # killed before it was written
+        _report(folder)
+    return summary
+
+
+def _report(folder: RunFolder) -> None:
     from fedmask.runs.report import write_report  # matplotlib: late, so that no error waits for it
 
     write_report(folder.path)
-    return summary
+
+
+def _begin_or_take_up(folder: RunFolder, config: RunConfig, ledger: Ledger) -> Checkpoint | None:
+    """Make folder and ledger ready for the next round; returns the checkpoint of the last one where one has ended."""
+    if config.resume is not None:
+        checkpoint = folder.take_up()
+        if checkpoint is not None:
+            ledger.replay(folder.communication())
+            return checkpoint
+        logging.getLogger("fedmask").warning("%s: no round of this run has ended; it starts over", folder.path)
+    folder.begin(config)
+    return None
 
 
 def select_mask(config: RunConfig, base: BaseModel) -> Mask | None:
@@ -155,8 +189,8 @@ def select_mask(config: RunConfig, base: BaseModel) -> Mask | None:
     )
 
 
-def settings_for(config: RunConfig) -> Settings:
-    """The part of the configuration that clients are told, with a run_id that no other call gives."""
+def settings_for(config: RunConfig, run_id: str | None = None) -> Settings:
+    """The part of the configuration that clients are told. run_id: of the run that is resumed, else one of its own."""
     return Settings(
         model=config.model,
         data=config.data,
@@ -166,7 +200,7 @@ def settings_for(config: RunConfig) -> Settings:
         baseline=config.baseline,
         seed=config.seed,
         threads=config.threads,
-        run_id=secrets.token_hex(8),
+        run_id=run_id or secrets.token_hex(8),
     )
 
 
@@ -221,12 +255,27 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
 
 @dataclass
 class _FolderObserver:
-    """Writes rounds, ledger lines and scalars as they come, and passes everything on."""
+    """Writes rounds, ledger lines, checkpoints and scalars as they come, and passes everything on."""
 
     folder: RunFolder
     ledger: Ledger
     scalars: Scalars | None
     watching: Observer
+    started: float
+    """On the clock of `perf_counter`: when the run would have started, had it never stopped."""
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def resumed(self, after_round: int, resent: Ledger) -> None:
+        self.folder.add_resume(
+            {
+                "after_round": after_round,
+                "mask_wire_bytes": resent.bytes_of("mask"),
+                "vectors_wire_bytes": resent.total_bytes - resent.bytes_of("mask"),
+            }
+        )
+        self.watching.resumed(after_round, resent)
 
     def stage_started(self, server_round: int, stage: str, num_clients: int) -> None:
         self.watching.stage_started(server_round, stage, num_clients)
@@ -243,6 +292,10 @@ class _FolderObserver:
         messages = self._write_ledger()
         if self.scalars is not None:
             self.scalars.add_round(line, messages)
+        # After the files whose lengths it tells; before anyone hears that the round has ended.
+        save_checkpoint(
+            self.folder.checkpoints, Checkpoint(report.state, round(self.seconds(), 3), self.folder.file_bytes())
+        )
         self.watching.round_ended(report)
 
     def close(self, test_scores: Scores) -> None:
@@ -268,6 +321,7 @@ def round_line(report: RoundReport) -> dict[str, Any]:
         "failed": list(report.failed),
         "retries": report.retries,
         "cohort": list(report.cohort),
+        "states_lost": list(report.states_lost),
         "train_loss": report.train_loss,
         "score": report.scores.score(),
         "own_score": report.scores.own_score(),
@@ -283,3 +337,4 @@ class SilentObserver:
     def reply_arrived(self, client_id: int) -> None: ...
     def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None: ...
     def round_ended(self, report: RoundReport) -> None: ...
+    def resumed(self, after_round: int, resent: Ledger) -> None: ...

@@ -7,6 +7,7 @@ single keys are set on the result, and `fedmask.runs.config` checks it. Hydra wr
 import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ from fedmask.runs.config import (
     RunConfig,
     build,
     check,
+    flat,
+    from_yaml,
     not_allowed,
     one_of_text,
     shown,
+    to_dict,
     unknown_key,
 )
 
@@ -40,14 +44,17 @@ STUDIES = CONF / "study"
 # The key by which a group's file says which one it is. Set alone, it would leave the options of another file behind.
 _NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}
 # Keys whose value is any text are taken as written, so that a path needs no quotes of Hydra's grammar.
-_TAKEN_AS_WRITTEN = ("model.hub", "model.path", "data.root", "output")
+_TAKEN_AS_WRITTEN = ("model.hub", "model.path", "data.root", "output", "resume")
+# Keys that a run fills in where they are null.
+_LEFT_OPEN = ("data.tasks", "threads", "output")
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
     """The checked configuration of `conf/config.yaml` with `key=value` overrides, as given on the command line.
 
-    `GROUP=NAME` takes conf/GROUP/NAME.yaml; of a key given twice the last counts. Lists are written `[a,b]`; a text
-    with special characters stands in quotes, but `model.path`, `data.root` and `output` are taken as written.
+    With `resume=DIR` it is that of DIR/config.yaml, and no override may differ from it. Else `GROUP=NAME` takes
+    conf/GROUP/NAME.yaml; of a key given twice the last counts. Lists are written `[a,b]`; a text with special
+    characters stands in quotes, but `model.path`, `data.root`, `output` and `resume` are taken as written.
     Raises ConfigError with all faults of syntax, names, types, ranges and contradictions, one line each.
     """
     choices: dict[str, str] = {}
@@ -65,6 +72,8 @@ def compose(overrides: Sequence[str]) -> RunConfig:
         except FedmaskError as fault:
             faults.append(str(fault))
             undecided.add(_NAMED_BY.get(key, key))
+    if values.get("resume"):
+        return _resumed(choices, values, faults)
     raw = _composed(choices)
     for key, value in values.items():
         _set(raw, key, value)
@@ -73,6 +82,66 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     if faults:
         raise ConfigError(faults)
     return build(raw)
+
+
+def _resumed(choices: Mapping[str, str], values: Mapping[str, object], faults: Sequence[str]) -> RunConfig:
+    """The configuration of the run to resume. Raises ConfigError with `faults` and every override that differs."""
+    from fedmask.runs.folder import CONFIG  # numpy: late
+
+    folder = str(values["resume"])
+    try:
+        saved = from_yaml((Path(folder) / CONFIG).read_text())
+    except (OSError, UnicodeDecodeError):
+        none = f"resume={shown(folder)}: holds no run, for it has no {CONFIG} that can be read"
+        raise ConfigError([*faults, none]) from None
+    except ConfigError as error:
+        raise ConfigError(
+            [*faults, *(f"resume={shown(folder)}: {CONFIG}: {fault}" for fault in error.faults)]
+        ) from error
+    config = replace(saved, resume=folder, output=folder)
+    held = flat(to_dict(config))
+    faults = [*faults, *_differences(_given(choices, values), held), *_path_faults(held)]
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def _given(choices: Mapping[str, str], values: Mapping[str, object]) -> dict[str, object]:
+    """What overrides say, by dotted key: the files of groups, what other file such a file takes, the single keys."""
+    composed, plain = flat(_composed(choices)), flat(_composed({}))
+    said = {key for group, name in choices.items() for key in _keys_in_file(group, name)}
+    said |= {key for key in _NAMED_BY.values() if composed[key] != plain[key]}
+    in_files = {key: composed[key] for key in said & KEYS.keys() if composed.get(key) is not None}
+    return {key: value for key, value in (in_files | dict(values)).items() if key != "resume"}
+
+
+def _keys_in_file(group: str, name: str) -> set[str]:
+    """The dotted keys that conf/GROUP/NAME.yaml gives a value; its own group's, where it does not say otherwise."""
+    file = CONF / group / f"{name}.yaml"
+    raw: Any = OmegaConf.to_container(OmegaConf.load(file))
+    is_global = "@package _global_" in file.read_text(encoding="utf-8")
+    return set(flat(raw if is_global else {group: raw}))
+
+
+def _differences(given: Mapping[str, object], held: Mapping[str, object]) -> Iterator[str]:
+    """One line for each key that is given another value than the run has that is resumed."""
+    for key, value in given.items():
+        allowed = KEYS[key].allowed
+        try:
+            read = allowed.read(value)
+        except (ValueError, OverflowError):
+            yield not_allowed(key, value, allowed.text, allowed.choices)
+            continue
+        if key in _LEFT_OPEN and read is None:
+            continue
+        # A folder may be written in several ways.
+        is_same = _is_same_folder(read, held[key]) if key == "output" else read == held[key]
+        if not is_same:
+            yield f"{key}={shown(read)}: the run to resume has {key}={shown(held[key])}; leave it out"
+
+
+def _is_same_folder(one: object, other: object) -> bool:
+    return Path(str(one)).resolve() == Path(str(other)).resolve()
 
 
 def groups() -> dict[str, dict[str, str]]:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,6 +113,28 @@ class Exchange:
         if len(self.members) < len(nodes):
             silent = len(nodes) - len(self.members)
             raise FedmaskError(f"{silent} of {len(nodes)} clients did not answer when they were sent the mask")
+
+    # ---- after a resume ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def counting_apart(self) -> Iterator[Ledger]:
+        """What is sent in the block is counted in a ledger of its own: a run that never stopped sends none of it."""
+        of_the_run, self._ledger = self._ledger, Ledger()
+        try:
+            yield self._ledger
+        finally:
+            self._ledger = of_the_run
+
+    def hand_over(
+        self, grid: Grid, server_round: int, version: int, requests: Iterable[Message], timeout: float
+    ) -> None:
+        """Send vectors to clients that held them before their process ended; who answers holds them again."""
+        deadline = time.monotonic() + timeout
+        # Whose vectors do not arrive is sent them again when it is scored.
+        for reply in self._ask(grid, server_round, "vectors", requests, deadline, lambda client_id, rejection: None):
+            self._note_held(self.member_of(reply).client_id, version, reply)
+
+    # ---- introductions -----------------------------------------------------------------------------------------
 
     def _introduce(self, grid: Grid, nodes: list[int], server_round: int, timeout: float) -> dict[int, str]:
         """Returns by node id why a client cannot take part."""

@@ -9,7 +9,7 @@ trace in any sum; with too few usable updates the same cohort is asked again, fr
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -23,7 +23,8 @@ from fedmask.aggregation import RULES, Combination, WeightedMean, average_over_t
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
 from fedmask.randomness import seed_for
-from fedmask.runs.config import ServerConfig
+from fedmask.runs.checkpoint import ClientRecord, ServerState
+from fedmask.runs.config import ServerConfig, shown
 from fedmask.wire.ledger import UNKNOWN_CLIENT, Ledger
 from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
 from fedmask.wire.setup import Settings
@@ -56,7 +57,11 @@ class RoundReport:
     train_loss: float
     scores: Scores
     """On the validation split."""
+    states_lost: tuple[int, ...]
+    """client_ids whose own state was not found, and made anew, ascending."""
     seconds: float
+    state: ServerState
+    """What the server needs to go on after this round."""
     retries: int = 0
     """How often training was repeated because too few updates could be used."""
 
@@ -70,6 +75,9 @@ class Observer(ReplyObserver, Protocol):
 
     def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None: ...
     def round_ended(self, report: RoundReport) -> None: ...
+
+    def resumed(self, after_round: int, resent: Ledger) -> None:
+        """The run goes on after this round. resent: what was sent once more for it, counted nowhere else."""
 
 
 @dataclass
@@ -113,6 +121,10 @@ class MaskedAveraging(Strategy):
         self._failures: Counter[str] = Counter()
         self._failed: set[int] = set()
         self._drawn: set[int] = set()
+        self._state_rounds: dict[int, int] = {}
+        """By client_id the last round in which its reply was accepted: which of its own states it goes on from."""
+        self._states_lost: set[int] = set()
+        self._resumed: ServerState | None = None
         self._frames: tuple[int, dict[tuple[str, str], bytes]] = (-1, {})
         self.state = GlobalState(np.zeros(mask.num_selected if mask is not None else 0, np.float32))
         self.test_scores = Scores(())
@@ -130,6 +142,77 @@ class MaskedAveraging(Strategy):
     def summary(self) -> None:
         """Nothing to log: the run folder holds the configuration."""
 
+    # ---- stopped and resumed -----------------------------------------------------------------------------------
+
+    def resume(self, state: ServerState) -> None:
+        """Before `start`: go on after the last round of another process of this run.
+
+        Raises FedmaskError where that one had another mask.
+        """
+        if state.mask_digest != self._exchange.mask_digest or state.delta.size != self.state.delta.size:
+            raise FedmaskError(
+                f"the run was begun with mask {state.mask_digest}, this machine's base model and configuration give "
+                f"{self._exchange.mask_digest}; resume it where its base model is"
+            )
+        self._resumed = state
+        self.state = GlobalState(state.delta, dict(state.heads), version=state.round)
+        self._drawn = {client_id for client_id, record in state.clients.items() if record.is_drawn}
+        self._state_rounds = {client: record.state_round for client, record in state.clients.items()}
+
+    def _server_state(self) -> ServerState:
+        return ServerState(
+            run_id=self._settings.run_id,
+            round=self.state.version,
+            mask_digest=self._exchange.mask_digest,
+            delta=self.state.delta,
+            heads=dict(self.state.heads),
+            clients={client_id: self._record_of(member) for client_id, member in self._exchange.members.items()},
+        )
+
+    def _record_of(self, member: Member) -> ClientRecord:
+        return ClientRecord(
+            member.task,
+            member.metric,
+            member.head_layout,
+            member.head_size,
+            state_round=self._state_rounds.get(member.client_id, 0),
+            is_drawn=member.client_id in self._drawn,
+            holds_vectors=self._exchange.holds(member, self.state.version),
+        )
+
+    def _introduce_again(self, grid: Grid, state: ServerState, num_rounds: int, timeout: float) -> None:
+        """The mask to every client, for their processes are new ones; before the test split the vectors as well.
+
+        Raises FedmaskError where a client is not what it was.
+        """
+        with self._exchange.counting_apart() as resent:
+            self._exchange.send_mask(grid, self._num_clients, timeout)
+            self._check_members(state.clients)
+            # Of a round that is still to come, training brings them.
+            if state.round == num_rounds and self._score_test and self._settings.exchanges_delta:
+                holders = [client_id for client_id, record in state.clients.items() if record.holds_vectors]
+                self._hand_over(grid, state.round, sorted(holders), timeout)
+        self._observer.resumed(state.round, resent)
+
+    def _check_members(self, known: Mapping[int, ClientRecord]) -> None:
+        members = self._exchange.members
+        for client_id in sorted(known.keys() | members.keys()):
+            before, now = known.get(client_id), members.get(client_id)
+            words = [
+                "no client" if one is None else f"task {one.task}, {one.metric}, head {one.head_layout[:12]}"
+                for one in (before, now)
+            ]
+            if words[0] != words[1]:
+                raise FedmaskError(
+                    f"client {client_id} is not what it was when the run stopped: it was {words[0]}, and is "
+                    f"{words[1]}; resume with the data that the run was begun with"
+                )
+
+    def _hand_over(self, grid: Grid, server_round: int, client_ids: list[int], timeout: float) -> None:
+        members = [self._exchange.members[client_id] for client_id in client_ids]
+        requests = (self._request("query.vectors", member, server_round, with_vectors=True) for member in members)
+        self._exchange.hand_over(grid, server_round, self.state.version, requests, timeout)
+
     # ---- the loop ----------------------------------------------------------------------------------------------
 
     def start(
@@ -144,18 +227,24 @@ class MaskedAveraging(Strategy):
     ) -> Result:
         """Run the federation: Flower's own loop, the mask before the first round, the test split after the last.
 
+        A resumed run goes on with the round after its last finished one, from the vectors of then.
+
         timeout: seconds that a round's clients have to train, and again to be scored.
         Raises FedmaskError where a round has too few usable updates, however often it is repeated.
         """
         result = Result()
         result.arrays = initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
-        self._exchange.send_mask(grid, self._num_clients, max(timeout, SETUP_SECONDS))
-        self._evaluate_on_server(evaluate_fn, 0, result)
-        for server_round in range(1, num_rounds + 1):
+        if self._resumed is None:
+            self._exchange.send_mask(grid, self._num_clients, max(timeout, SETUP_SECONDS))
+            self._evaluate_on_server(evaluate_fn, 0, result)
+        else:
+            self._introduce_again(grid, self._resumed, num_rounds, max(timeout, SETUP_SECONDS))
+        for server_round in range(self.state.version + 1, num_rounds + 1):
             started = time.perf_counter()
             self._failures.clear()
             self._failed.clear()
+            self._states_lost.clear()
             arrays, train_metrics, retries = self._train(server_round, result.arrays, train_config, grid, timeout)
             is_scored = server_round % self._score_every == 0 or server_round == num_rounds
             requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid) if is_scored else []
@@ -173,7 +262,9 @@ class MaskedAveraging(Strategy):
                     failed=tuple(sorted(self._failed)),
                     train_loss=float(train_metrics["train-loss"]),  # type: ignore[arg-type]
                     scores=scores,
+                    states_lost=tuple(sorted(self._states_lost)),
                     seconds=time.perf_counter() - started,
+                    state=self._server_state(),
                     retries=retries,
                 )
             )
@@ -238,6 +329,7 @@ class MaskedAveraging(Strategy):
         combined: dict[tuple[str, str], dict[str, Combination]] = {}
         """By name and layout, and by task where the rule works within tasks."""
         loss = WeightedMean(1)
+        accepted = []
         for reply in replies:
             member = self._exchange.member_of(reply)
             try:
@@ -245,6 +337,8 @@ class MaskedAveraging(Strategy):
             except RejectedMessage as rejection:
                 self._reject(server_round, reply, rejection)
                 continue
+            accepted.append(member.client_id)
+            self._note_lost_state(server_round, member.client_id, reply)
             for vector in vectors:
                 by_task = combined.setdefault((vector.name, vector.layout_digest), {})
                 task = member.task if rule.within_tasks else ""
@@ -257,6 +351,8 @@ class MaskedAveraging(Strategy):
         for (name, layout_digest), by_task in combined.items():
             self._step(name, layout_digest, average_over_tasks(list(by_task.values())))
         self.state.version = server_round
+        # Only now: a client whose round does not count goes on from where it was before.
+        self._state_rounds.update(dict.fromkeys(accepted, server_round))
         return self.arrays(), MetricRecord({"train-loss": float(loss.result()[0])})
 
     def _too_few(self, server_round: int, num_usable: int) -> TooFewRepliesError:
@@ -297,6 +393,14 @@ class MaskedAveraging(Strategy):
             if num_bad:
                 raise RejectedMessage("not-finite", f"{num_bad} values of {vector.name} are not finite")
         return list(found.values())
+
+    def _note_lost_state(self, server_round: int, client_id: int, reply: Message) -> None:
+        """A client whose own state is gone has begun anew and says so; its reply is as good as a new client's."""
+        if (detail := config_of(reply.content).get("state-lost")) is not None:
+            self._states_lost.add(client_id)
+            logging.getLogger("fedmask").warning(
+                "round %d: client %d has begun anew: %s", server_round, client_id, shown(detail)
+            )
 
     def _step(self, name: str, layout_digest: str, update: NDArray[np.float64]) -> None:
         """global(t+1) = global(t) + server learning rate * combined update, summed in float64, held in float32."""
@@ -371,6 +475,8 @@ class MaskedAveraging(Strategy):
         config: dict[str, int | float | str | bool] = {"round": server_round, "version": self.state.version}
         if split:
             config["split"] = split
+        if self._settings.keeps_state:
+            config["state-round"] = self._state_rounds.get(member.client_id, 0)
         payload = b""
         if with_vectors or not self._exchange.holds(member, self.state.version):
             payload = b"".join(self._frame(name, layout_digest) for name, layout_digest, _ in self._expected(member))

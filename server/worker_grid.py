@@ -25,6 +25,7 @@ from types import TracebackType
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
+from fedmask.processes import end_with_parent
 from server.local_grid import LocalGrid
 
 END_SECONDS = 5.0
@@ -208,6 +209,7 @@ def _load(client_app: str):  # type: ignore[no-untyped-def]
 
 def _work(connection: Connection, client_app: str, num_clients: int, seed: int) -> None:
     """What a worker does until the other end is closed."""
+    end_with_parent()
     grid = LocalGrid(_load(client_app), num_clients, seed)
     while True:
         try:

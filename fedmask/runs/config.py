@@ -410,6 +410,12 @@ class RunConfig:
     threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "this process's share of the CPUs")]
     output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
     overwrite: Annotated[bool, "Whether a folder that already holds a run may be replaced", _switch()]
+    resume: Annotated[
+        str | None,
+        "Folder of a run that was stopped: it goes on after its last finished round, and ends as if it had never "
+        "stopped. Its own config.yaml says all else; what is given beside may not differ from it",
+        _or_null(_text("a folder"), "a new run"),
+    ]
 
     @property
     def title(self) -> str:
@@ -593,7 +599,7 @@ def check(raw: Mapping[str, object], undecided: Collection[str] = ()) -> tuple[d
 
     `undecided` names keys that are already known to be wrong: nothing is said of them, nor of what depends on them.
     """
-    given = _flat(raw)
+    given = flat(raw)
     faults = [unknown_key(key, value) for key, value in given.items() if key not in KEYS]
     values: dict[str, Any] = {}
     for name, key in KEYS.items():
@@ -609,7 +615,7 @@ def check(raw: Mapping[str, object], undecided: Collection[str] = ()) -> tuple[d
     return values, faults + list(_contradictions(values))
 
 
-def _flat(raw: Mapping[str, object]) -> dict[str, object]:
+def flat(raw: Mapping[str, object]) -> dict[str, object]:
     """Dotted keys and their values. A section that is no mapping stays under its own name."""
     given: dict[str, object] = {}
     for name, value in raw.items():

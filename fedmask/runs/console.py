@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fedmask.wire.ledger import UNKNOWN_CLIENT
+from fedmask.wire.ledger import UNKNOWN_CLIENT, Ledger
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -52,6 +52,13 @@ class RunProgress:
     def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None:
         who = "a node that was asked nothing" if client_id == UNKNOWN_CLIENT else f"client {client_id}"
         console.print(f"round {server_round}: {who} failed ({cause}): {detail}", style="red", markup=False)
+
+    def resumed(self, after_round: int, resent: Ledger) -> None:
+        console.print(
+            f"{self._title}: resumed after round {after_round}; sent once more for it, and counted in no figure: "
+            f"{resent.total_bytes:,} bytes",
+            markup=False,
+        )
 
     def round_ended(self, report: Any) -> None:
         mean = report.scores.mean_score()

@@ -4,6 +4,8 @@ config.yaml         the configuration, composes back
 rounds.jsonl        a line a round, written when the round ends
 communication.jsonl a line a message and kind: the ledger
 clients/            what stays on the clients of a simulation, heads among it
+checkpoints/        the server after each of the last two rounds; `resume` goes on from there
+resumes.jsonl       a line a resume: what was sent once more for it, which communication.jsonl does not count
 adapter.safetensors the global delta; absent for the baselines, which have none
 summary.json        model, mask, scores, communication; its being there marks a finished run
 report.html         all of that as one page to look at, made from the other files
@@ -14,7 +16,7 @@ compare/NAME/       the same for each baseline beside it
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,28 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
-from fedmask.files import write_atomically
+from fedmask.files import remove_scraps, write_atomically
+from fedmask.runs.checkpoint import Checkpoint, load_checkpoint
 from fedmask.runs.config import RunConfig, from_yaml, to_dict
+from fedmask.wire.ledger import LedgerLine
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
 ADAPTER, SUMMARY, CLIENTS, COMPARE = "adapter.safetensors", "summary.json", "clients", "compare"
-REPORT, TENSORBOARD = "report.html", "tensorboard"
-_ALL = (SUMMARY, REPORT, CONFIG, ROUNDS, COMMUNICATION, ADAPTER, CLIENTS, TENSORBOARD, COMPARE)
+REPORT, TENSORBOARD, CHECKPOINTS, RESUMES = "report.html", "tensorboard", "checkpoints", "resumes.jsonl"
+_ALL = (
+    SUMMARY,
+    REPORT,
+    CONFIG,
+    ROUNDS,
+    COMMUNICATION,
+    ADAPTER,
+    CLIENTS,
+    TENSORBOARD,
+    COMPARE,
+    CHECKPOINTS,
+    RESUMES,
+)
+_GROWING = (ROUNDS, COMMUNICATION)
 
 
 def default_output(config: RunConfig, now: datetime) -> str:
@@ -42,17 +59,21 @@ def default_output(config: RunConfig, now: datetime) -> str:
 class RunFolder:
     """One run's files. An earlier run in the same place is put aside, and given up only when a round has ended."""
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
-        """Touches nothing yet.
+    def __init__(self, path: Path, overwrite: bool, resume: bool = False) -> None:
+        """Touches nothing yet. resume: whether the run in the folder is to go on.
 
-        Raises FedmaskError where the path is a file, where it already holds a run and overwrite is false, and where it
-        holds files of the names that a run uses, but no run.
+        Raises FedmaskError where the path is a file, where it already holds a run and neither overwrite nor resume is
+        true, where it holds files of the names that a run uses, but no run, and where resume finds none.
         """
         self.path = path
         self._replaced = path / ".replaced"
         if path.exists() and not path.is_dir():
             raise FedmaskError(f"output={path}: this is a file; name a folder")
         found = [name for name in (*_ALL, self._replaced.name) if (path / name).exists()]
+        if resume:
+            if not holds_run(path):
+                raise FedmaskError(f"resume={path}: holds no run, for it has no {CONFIG}; start one with output={path}")
+            return
         if found and not overwrite:
             raise FedmaskError(
                 f"output={path}: this folder already holds a run; name another, or say overwrite=true to replace it"
@@ -62,17 +83,42 @@ class RunFolder:
 
     def _holds_a_run(self) -> bool:
         """Here, or put aside by a beginning that was killed."""
-        return _is_configuration(self.path / CONFIG) or _is_configuration(self._replaced / CONFIG)
+        return holds_run(self.path) or holds_run(self._replaced)
 
     def begin(self, config: RunConfig) -> None:
         """Put an earlier run's files (and no others) aside and write the configuration."""
-        if self._replaced.exists():  # an earlier beginning was killed before a round of it had ended
+        if self._replaced.exists():  # an earlier beginning was killed
             self.abandon()
+            if self._is_replaced():  # when a round of it had ended
+                _remove(self._replaced)
         self._move(self.path, self._replaced)
+        # First of all files: a folder without it holds no run that could be resumed or replaced.
+        raw = to_dict(config) | {"resume": None}
+        write_atomically(self.path / CONFIG, yaml.safe_dump(raw, sort_keys=False).encode())
         self.clients.mkdir(parents=True)
-        write_atomically(self.path / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
-        for name in (ROUNDS, COMMUNICATION):
+        for name in _GROWING:
             (self.path / name).touch()
+
+    def _is_replaced(self) -> bool:
+        """Whether the earlier run is put aside whole: this one's configuration comes after all of that one's files."""
+        return (self._replaced / CONFIG).exists() and (self.path / CONFIG).exists()
+
+    def take_up(self) -> Checkpoint | None:
+        """Go back to the last finished round: returns its checkpoint, and cuts off what was written after it.
+
+        None where there is none: nothing is touched, and the run has to begin. Raises FedmaskError where a file cannot
+        be what the checkpoint says of it.
+        """
+        checkpoint = load_checkpoint(self.checkpoints)
+        if checkpoint is None:
+            return None
+        for name in _GROWING:
+            _cut(self.path / name, checkpoint.file_bytes[name])
+        _remove(self._replaced)
+        remove_scraps(self.path)
+        remove_scraps(self.checkpoints)
+        remove_scraps(self.clients, in_subfolders=True)
+        return checkpoint
 
     def abandon(self) -> None:
         """Undo `begin`: an earlier run's files are back, and nothing of this run is left; unless a round has ended."""
@@ -99,12 +145,20 @@ class RunFolder:
             (source / name).rename(target / name)
 
     @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
     def clients(self) -> Path:
         return self.path / CLIENTS
 
     @property
     def adapter(self) -> Path:
         return self.path / ADAPTER
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT
 
     @property
     def tensorboard(self) -> Path:
@@ -117,16 +171,62 @@ class RunFolder:
     def add_communication(self, lines: Iterable[Mapping[str, Any]]) -> None:
         _append(self.path / COMMUNICATION, lines)
 
+    def communication(self) -> Iterator[LedgerLine]:
+        """The ledger's lines. Raises FedmaskError for what is none."""
+        path = self.path / COMMUNICATION
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield LedgerLine(**json.loads(line))
+                except (TypeError, ValueError) as error:
+                    raise FedmaskError(f"{path}: line {number} is none of the ledger's ({error})") from error
+
+    def file_bytes(self) -> dict[str, int]:
+        """How long the files are that grow from round to round."""
+        return {name: (self.path / name).stat().st_size for name in _GROWING}
+
+    def add_resume(self, line: Mapping[str, Any]) -> None:
+        # Whole each time: no checkpoint says where this file was cut off by a kill.
+        path = self.path / RESUMES
+        before = path.read_bytes() if path.exists() else b""
+        write_atomically(path, before + json.dumps(line).encode() + b"\n")
+
+    def finished_before(self) -> dict[str, Any] | None:
+        """The summary of a run that is to be resumed, but is finished; else None."""
+        if self._replaced.exists() and not self._is_replaced():  # a kill while this run was put aside for another
+            self._move(self._replaced, self.path)
+            self._replaced.rmdir()
+        path = self.path / SUMMARY
+        if not path.exists():
+            return None
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise FedmaskError(f"{path}: not JSON ({error})") from error
+        return summary
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def _is_configuration(path: Path) -> bool:
+def holds_run(path: Path) -> bool:
+    """Whether a run has begun in a folder: it has the configuration of one."""
     try:
-        from_yaml(path.read_text())
+        from_yaml((path / CONFIG).read_text())
     except (OSError, UnicodeDecodeError, FedmaskError):
         return False
     return True
+
+
+def _cut(path: Path, length: int) -> None:
+    """Cut a file off where it was `length` bytes long. Raises FedmaskError where it is shorter."""
+    found = path.stat().st_size if path.exists() else 0
+    if found < length:
+        raise FedmaskError(
+            f"{path}: has {found} bytes, the checkpoint is of a run whose {path.name} had {length}; put the whole file "
+            "back, or start again with overwrite=true"
+        )
+    os.truncate(path, length)
 
 
 def _remove(path: Path) -> None:

@@ -26,12 +26,13 @@ def check_installed() -> None:
 class Scalars:
     """One run's event file, in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, last_round: int = 0, total_bytes: int = 0) -> None:
+        """last_round, total_bytes: where a run that is resumed stands; what was written of later rounds is hidden."""
         from torch.utils.tensorboard import SummaryWriter  # fails where the package is missing
 
-        self._writer = SummaryWriter(str(folder))
-        self._last_round = 0
-        self._total_bytes = 0
+        self._writer = SummaryWriter(str(folder), purge_step=last_round + 1 if last_round else None)
+        self._last_round = last_round
+        self._total_bytes = total_bytes
 
     def add_round(self, line: Mapping[str, Any], messages: Sequence[LedgerLine]) -> None:
         """line: of rounds.jsonl. messages: the ledger's lines since the round before."""

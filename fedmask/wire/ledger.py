@@ -8,7 +8,7 @@ and no payload bytes, and counts in the totals of all that was sent, but in none
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -76,10 +76,7 @@ class Ledger:
         for line in lines:
             self._lines.append(line)
             self._count(line, 1)
-            if line.kind == "mask":
-                self._clients_with_mask.add(line.client)
-            elif line.kind == "train":
-                self._note_trained(line)
+            self._note(line)
         return lines
 
     def reject(self, lines: Sequence[LedgerLine]) -> None:
@@ -92,6 +89,18 @@ class Ledger:
         for line in lines:
             self._count(line, -1)
         self._count(rejected, 1)
+
+    def replay(self, lines: Iterable[LedgerLine]) -> None:
+        """Count what an earlier process of the run has counted, and written down."""
+        for line in lines:
+            self._count(line, 1)
+            self._note(line)
+
+    def _note(self, line: LedgerLine) -> None:
+        if line.kind == "mask":
+            self._clients_with_mask.add(line.client)
+        elif line.kind == "train":
+            self._note_trained(line)
 
     def _count(self, line: LedgerLine, times: Literal[1, -1]) -> None:
         self._wire_bytes[line.kind, line.direction] += times * line.wire_bytes
@@ -111,6 +120,10 @@ class Ledger:
         lines, self._lines = self._lines, []
         return lines
 
+    def bytes_of(self, kind: str) -> int:
+        """Wire bytes of all messages of a kind, both ways."""
+        return self._wire_bytes[kind, "up"] + self._wire_bytes[kind, "down"]
+
     @property
     def total_bytes(self) -> int:
         """Wire bytes of all messages, both ways."""
@@ -118,8 +131,7 @@ class Ledger:
 
     def mask_bytes_per_client(self) -> float:
         """Mean wire bytes of a client's mask messages, both ways."""
-        total = self._wire_bytes["mask", "up"] + self._wire_bytes["mask", "down"]
-        return _ratio(total, len(self._clients_with_mask))
+        return _ratio(self.bytes_of("mask"), len(self._clients_with_mask))
 
     def payload_bytes_per_client_round(self, direction: Direction) -> float:
         """Mean payload bytes of the train messages in this direction."""

@@ -51,6 +51,11 @@ class Settings:
     def trains_delta(self) -> bool:
         return self.baseline != "frozen"
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a client goes on from something that never travels: its own head, or its own delta."""
+        return not self.exchanges_delta or self.client.head != "shared"
+
 
 @dataclass(frozen=True, eq=False)
 class Setup:

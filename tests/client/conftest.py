@@ -73,7 +73,8 @@ class Federation:
             payload = Setup(self.told, self.mask.recipe).to_bytes()
         return self._send(client, Message(pack(payload), self.nodes[client], "query.mask", group_id="0"))
 
-    def ask(self, kind: str, client: int, payload: bytes = b"", **config: Any) -> Message:
+    def ask(self, kind: str, client: int, payload: bytes = b"", state_round: int = 0, **config: Any) -> Message:
+        config["state-round"] = state_round
         return self._send(client, Message(pack(payload, config=config), self.nodes[client], kind, group_id="1"))
 
     def _send(self, client: int, message: Message) -> Message:

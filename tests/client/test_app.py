@@ -1,5 +1,6 @@
 """client.app: message in, message out; what a client lacks it names, and what it must not send it does not send."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def test_a_local_head_goes_on_from_where_it_was(federation: Federate, mask: Mask
     talk.tell(0)
     heads = []
     for server_round in (1, 2):
-        talk.ask("train", 0, zeros(mask), round=server_round, version=0)
+        talk.ask("train", 0, zeros(mask), round=server_round, version=0, state_round=server_round - 1)
         heads.append(head_file(talk, 0).read_bytes())
     assert heads[0] != heads[1]
     assert not head_file(talk, 1).exists()
@@ -207,7 +208,7 @@ def test_the_frozen_baseline_trains_heads_only_and_sends_nothing(federation: Fed
     reply = talk.ask("train", 0, round=1, version=0)
     assert payload_of(reply.content) == b""
     assert metrics_of(reply.content)["num-examples"] == 10
-    assert [path.name for path in head_file(talk, 0).parent.iterdir()] == ["head.safetensors"]
+    assert sorted(path.name for path in head_file(talk, 0).parent.iterdir()) == ["head.safetensors", "state"]
 
 
 def test_alone_a_client_keeps_its_own_delta_and_sends_nothing(federation: Federate) -> None:
@@ -216,7 +217,7 @@ def test_alone_a_client_keeps_its_own_delta_and_sends_nothing(federation: Federa
     assert payload_of(talk.ask("train", 0, round=1, version=0).content) == b""
     adapter = head_file(talk, 0).with_name("adapter.safetensors")
     first = adapter.read_bytes()
-    talk.ask("train", 0, round=2, version=1)
+    talk.ask("train", 0, round=2, version=1, state_round=1)
     assert adapter.read_bytes() != first
 
 
@@ -247,8 +248,80 @@ def test_what_is_not_finite_is_never_kept(
         return result
 
     monkeypatch.setattr(client.app, "_train_locally", broken)
-    talk.ask("train", 0, payload, round=2, version=0)
+    reply = talk.ask("train", 0, payload, round=2, version=0, state_round=1)
+    assert math.isnan(metrics_of(reply.content)["train-loss"])  # type: ignore[arg-type] # the server rejects it
     assert {path: path.read_bytes() for path in talk.folder.rglob("*.safetensors")} == kept
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A round that is done again, or whose reply the server did not take
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("baseline", ["none", "alone"])
+def test_a_round_that_is_done_again_gives_what_it_gave(federation: Federate, mask: Mask, baseline: str) -> None:
+    talk = federation(baseline=baseline)
+    talk.tell(0)
+    payload = zeros(mask) if baseline == "none" else b""
+
+    def train(server_round: int, state_round: int) -> dict[Path, bytes]:
+        reply = talk.ask("train", 0, payload, round=server_round, version=0, state_round=state_round)
+        assert dict(config_of(reply.content)) == {}
+        return {path: path.read_bytes() for path in head_file(talk, 0).parent.rglob("*.safetensors")}
+
+    train(1, 0)
+    second = train(2, 1)
+    assert train(2, 1) == second
+    third = train(3, 2)
+    assert train(3, 1)[head_file(talk, 0)] != third[head_file(talk, 0)]  # round 2 was not accepted
+    assert train(2, 1) == second
+
+
+def test_a_client_is_scored_with_the_state_that_the_server_names(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    heads = []
+    for server_round in (1, 2):
+        talk.ask("train", 0, zeros(mask), round=server_round, version=0, state_round=server_round - 1)
+        heads.append(head_file(talk, 0).read_bytes())
+    for state_round in (1, 2):
+        talk.ask("evaluate", 0, version=0, split="test", state_round=state_round)
+        assert head_file(talk, 0).read_bytes() == heads[state_round - 1]
+    talk.ask("evaluate", 0, version=0, split="test", state_round=0)
+    assert not head_file(talk, 0).exists()
+
+
+def test_a_client_whose_state_is_lost_says_so_and_begins_anew(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    new = payload_of(talk.ask("train", 0, zeros(mask), round=2, version=0).content)
+    reply = talk.ask("train", 0, zeros(mask), round=2, version=0, state_round=1)
+    assert str(config_of(reply.content)["state-lost"]).startswith("client 0: its state of round 1 is lost: ")
+    assert payload_of(reply.content) == new
+    reply = talk.ask("evaluate", 0, zeros(mask), version=0, split="test", state_round=1)
+    assert "client 0: its state of round 1 is lost: " in str(reply.error.reason)
+    reply = talk.ask("train", 0, zeros(mask), round=3, version=0, state_round=2)
+    assert dict(config_of(reply.content)) == {}
+
+
+def test_a_state_of_another_run_is_not_gone_on_from(federation: Federate, mask: Mask) -> None:
+    first = federation()
+    first.tell(0)
+    first.ask("train", 0, zeros(mask), round=1, version=0)
+    second = federation(run_id="f" * 16)
+    second.tell(0)
+    reply = second.ask("train", 0, zeros(mask), round=2, version=0, state_round=1)
+    assert f"is of run_id {first.told.run_id}, client_id 0, round 1, not of run_id {'f' * 16}" in str(
+        config_of(reply.content)["state-lost"]
+    )
+
+
+def test_vectors_that_are_handed_over_are_held(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    assert dict(config_of(talk.ask("evaluate", 0, version=4, split="test").content)) == {"missing": "vectors"}
+    assert not talk.ask("query.vectors", 0, zeros(mask), version=4).has_error()
+    assert "counts" in metrics_of(talk.ask("evaluate", 0, version=4, split="test").content)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -268,8 +341,10 @@ def test_a_node_that_is_told_no_folder_keeps_its_files_in_one_by_the_run(
     talk.tell(1)
     talk.ask("train", 1, zeros(mask), round=1, version=0)
     home = tmp_path / "kept" / ".fedmask" / "clients" if variable == "HOME" else tmp_path / "kept"
-    assert [path for path in (tmp_path / "kept").rglob("*") if path.is_file()] == [
-        home / talk.told.run_id / "client-00001" / "head.safetensors"
+    folder = home / talk.told.run_id / "client-00001"
+    assert sorted(path for path in (tmp_path / "kept").rglob("*") if path.is_file()) == [
+        folder / "head.safetensors",
+        folder / "state" / "round-00001.safetensors",
     ]
 
 

@@ -86,6 +86,7 @@ VALID: dict[str, Any] = {
     "threads": 2,
     "output": None,
     "overwrite": False,
+    "resume": None,
 }
 UNTAKEN_BY_HIWI = {"rule": "hiwi", "density": None, "scope": None, "rank": 4}
 
@@ -421,6 +422,7 @@ def raws(draw: st.DrawFn) -> dict[str, Any]:
         threads=draw(st.none() | st.integers(1, 64)),
         output=draw(st.none() | WORDS),
         overwrite=draw(st.booleans()),
+        resume=draw(st.none() | WORDS),
     )
 
 

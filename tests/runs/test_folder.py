@@ -5,14 +5,17 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
+from fedmask.runs.checkpoint import Checkpoint, ServerState, save_checkpoint
 from fedmask.runs.config import from_yaml
 from fedmask.runs.folder import RunFolder, default_output
 from server.compose import compose
 
+LINE = {"round": 1, "client": 0, "direction": "up", "kind": "train", "payload_bytes": 5, "wire_bytes": 9}
 CONFIG = compose(["model=tiny", "data.tasks=[a,b]", "threads=2"])
 
 
@@ -195,6 +198,88 @@ def test_files_that_are_no_runs_are_never_replaced(tmp_path: Path, name: str) ->
     with pytest.raises(FedmaskError, match="but no run of fedmask; name another folder"):
         RunFolder(tmp_path, overwrite=True)
     assert (tmp_path / name).read_text() == "mine: 1"
+
+
+def test_resume_wants_a_run(tmp_path: Path) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        RunFolder(tmp_path / "run", overwrite=False, resume=True)
+    assert str(caught.value) == (
+        f"resume={tmp_path / 'run'}: holds no run, for it has no config.yaml; start one with output={tmp_path / 'run'}"
+    )
+    RunFolder(tmp_path / "run", overwrite=False).begin(replace(CONFIG, resume="x"))
+    assert RunFolder(tmp_path / "run", overwrite=False, resume=True).take_up() is None
+    assert from_yaml((tmp_path / "run" / "config.yaml").read_text()).resume is None
+
+
+def test_taking_up_cuts_off_what_came_after_the_checkpoint_and_scraps(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, overwrite=False)
+    folder.begin(CONFIG)
+    folder.add_round({"round": 1})
+    folder.add_communication([LINE])
+    state = ServerState("0" * 16, 1, "", np.zeros(0, np.float32), {}, {})
+    save_checkpoint(folder.checkpoints, Checkpoint(state, 0.5, folder.file_bytes()))
+    whole = contents(tmp_path)
+    folder.add_round({"round": 2})
+    with (tmp_path / "communication.jsonl").open("a") as file:
+        file.write('{"round": 2, "cl')
+    (folder.clients / "client-00000" / "state").mkdir(parents=True)
+    for place in (tmp_path, folder.checkpoints, folder.clients / "client-00000" / "state"):
+        (place / ".x.safetensors.77.part").write_bytes(b"half")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".x.part").write_text("mine")
+    checkpoint = RunFolder(tmp_path, overwrite=False, resume=True).take_up()
+    assert checkpoint is not None
+    assert contents(tmp_path) == whole | {"mine/.x.part": b"mine"}
+    assert [line.as_dict() for line in folder.communication()] == [LINE]
+
+
+def test_a_line_that_is_none_of_the_ledgers_is_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, overwrite=False)
+    folder.begin(CONFIG)
+    folder.add_communication([LINE, {"round": 1}])
+    with pytest.raises(FedmaskError, match=r"communication.jsonl: line 2 is none of the ledger's"):
+        list(folder.communication())
+
+
+@pytest.mark.parametrize("renames", [*range(3), 9])
+def test_a_run_that_was_half_put_aside_for_another_is_not_taken_for_an_unfinished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    finished(tmp_path)
+    rename, left = Path.rename, [renames]
+
+    def killed(source: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        if renames < 9:
+            with pytest.raises(KeyboardInterrupt):
+                RunFolder(tmp_path, overwrite=True).begin(replace(CONFIG, seed=1))
+        else:
+            RunFolder(tmp_path, overwrite=True).begin(replace(CONFIG, seed=1))
+    folder = RunFolder(tmp_path, overwrite=False, resume=True)
+    summary = folder.finished_before()
+    if renames < 9:
+        assert summary == {"mean_score": 0.5}
+    else:  # the other one had begun: it is the one to go on with, and it starts over
+        assert summary is None
+        assert folder.take_up() is None
+
+
+def test_an_overwriting_run_that_was_killed_just_after_its_first_round_is_replaced_whole(tmp_path: Path) -> None:
+    finished(tmp_path)
+    folder = RunFolder(tmp_path, overwrite=True)
+    folder.begin(replace(CONFIG, seed=1))
+    (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n')  # and killed before the earlier run was given up
+    folder = RunFolder(tmp_path, overwrite=True)
+    folder.begin(replace(CONFIG, seed=2))
+    assert from_yaml((tmp_path / "config.yaml").read_text()).seed == 2
+    folder.abandon()
+    assert from_yaml((tmp_path / "config.yaml").read_text()).seed == 1
 
 
 @pytest.mark.parametrize("renames", range(10))

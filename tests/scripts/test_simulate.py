@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,33 @@ def test_a_run_ends_with_a_table_and_says_where_its_folder_is(tmp_path: Path) ->
     report = (tmp_path / "run" / "report.html").read_text()
     assert f'data-figure="compare/frozen/mean_score" value="{frozen["mean_score"]!r}"' in report
     assert (tmp_path / "run" / "compare" / "frozen" / "report.html").exists()
+
+
+def test_a_killed_command_is_resumed_with_its_baselines(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = (*SMALL, "rounds=2", "compare=[frozen]", f"output={output}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "scripts" / "simulate.py"), *arguments]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 60
+        while not (output / "checkpoints" / "round-00001.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        run.kill()
+    assert not (output / "summary.json").exists()
+    refused = simulate(f"resume={output}", "rounds=3", "mask=hiwi")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "rounds=3: the run to resume has rounds=2; leave it out" in refused.stderr.splitlines()
+    done = simulate(f"resume={output}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "federated: resumed after round 1; " in done.stdout
+    assert "frozen, round 2/2" in done.stdout
+    again = simulate(f"resume={output}")
+    assert again.returncode == 0
+    assert again.stderr.splitlines() == [
+        f"{folder}: this run is finished; there is nothing to resume"
+        for folder in (output, output / "compare" / "frozen")
+    ]
+    assert again.stdout.partition("test score by task")[2] == done.stdout.partition("test score by task")[2]
 
 
 def test_on_ray_neither_ray_nor_flower_puts_in_a_word(tmp_path: Path) -> None:

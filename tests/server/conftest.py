@@ -15,6 +15,7 @@ from flwr.app import Context, Message
 from client.app import app as client_app
 from fedmask.runs.config import RunConfig
 from fedmask.training.delta import load_adapter
+from fedmask.wire.ledger import Ledger
 from server.app import num_clients, run_federation
 from server.compose import compose
 from server.local_grid import LocalGrid
@@ -56,6 +57,7 @@ class Watcher:
     reports: list[RoundReport] = field(default_factory=list)
     stages: list[tuple[int, str, int]] = field(default_factory=list)
     replied: list[int] = field(default_factory=list)
+    resumes: list[tuple[int, int]] = field(default_factory=list)
 
     def stage_started(self, server_round: int, stage: str, num_clients: int) -> None:
         self.stages.append((server_round, stage, num_clients))
@@ -68,6 +70,9 @@ class Watcher:
 
     def round_ended(self, report: RoundReport) -> None:
         self.reports.append(report)
+
+    def resumed(self, after_round: int, resent: Ledger) -> None:
+        self.resumes.append((after_round, resent.total_bytes))
 
 
 @dataclass(frozen=True)
@@ -153,10 +158,13 @@ def federate(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
         app: App = client_app,
         grid: Callable[[App, int], Any] = LocalGrid,  # type: ignore[assignment]
         output: Path | None = None,
+        resume: bool = False,
+        watcher: Watcher | None = None,
     ) -> FinishedRun:
         config = compose([*overrides, *more])
-        config = replace(config, output=str(output or tmp_path_factory.mktemp("runs") / "run"))
-        watcher = Watcher()
+        folder = str(output or tmp_path_factory.mktemp("runs") / "run")
+        config = replace(config, output=folder, resume=folder if resume else None)
+        watcher = watcher or Watcher()
         summary = run_federation(grid(app, num_clients(config)), config, watcher)
         return FinishedRun(config, Path(str(config.output)), summary, watcher)
 

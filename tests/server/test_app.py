@@ -46,6 +46,8 @@ def test_what_a_run_leaves_and_nothing_else(plain_run: Run) -> None:
         "summary.json",
         "report.html",
         *(f"clients/client-0000{number}/head.safetensors" for number in range(4)),
+        *(f"clients/client-0000{number}/state/round-0000{done}.safetensors" for number in range(4) for done in (1, 2)),
+        *(f"checkpoints/round-0000{done}.safetensors" for done in (1, 2)),
     }
 
 

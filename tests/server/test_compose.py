@@ -177,6 +177,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "threads": 1,
         "output": f"{tmp_path}/run",
         "overwrite": True,
+        "resume": None,
     }
     assert config.server == ServerConfig(1.5, "trimmed_mean", 0.2, 3.0, 100.0, 2, 1, 60.0)
     assert config.client.head_init == "label_names"

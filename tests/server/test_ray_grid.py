@@ -1,7 +1,7 @@
 """server.ray_grid: a run leaves what it leaves in one process; a lost worker ends it in one line; nothing stays behind.
 
-One Ray serves three runs of the tiny federation, for its start costs seconds: local heads with a failing client, shared
-heads, and a run whose worker dies. A Ray of its own tests what needs no model.
+One Ray serves four runs of the tiny federation, for its start costs seconds: local heads with a failing client, shared
+heads, a run that is stopped and resumed, and one whose worker dies. A Ray of its own tests what needs no model.
 """
 
 import os
@@ -25,8 +25,10 @@ import client.process
 from client.app import app as client_app
 from fedmask.errors import FedmaskError
 from fedmask.runs.config import RayConfig
+from server.app import SilentObserver
 from server.exchange import _await_nodes
 from server.ray_grid import grid_on_ray
+from server.strategy import RoundReport
 
 Run = Any
 ONE_CPU_A_CLIENT = RayConfig(address=None, client_cpus=1.0, client_gpus=0.0)
@@ -76,10 +78,12 @@ def watched(notes: Path) -> Callable[[Message, Context], Message]:
 
 @dataclass(frozen=True)
 class OnRay:
-    """What three runs on one Ray came to."""
+    """What four runs on one Ray came to."""
 
     failing: Run
     shared: Run
+    resumed: Run
+    """As plain_run, but stopped after its first round."""
     error: FedmaskError
     dead_run: Path
     seconds_to_error: float
@@ -87,6 +91,16 @@ class OnRay:
     notes: list[tuple[int, int, int]]
     """By message: the worker's process, base models it has loaded by then, bytes of the client's pickled context."""
     left_behind: set[int]
+
+
+def stopped_and_resumed(federate: Callable[..., Run], grid: Any, output: Path) -> Run:
+    class Stopping(SilentObserver):
+        def round_ended(self, report: RoundReport) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(grid=lambda *_: grid, output=output, watcher=Stopping())
+    return federate(grid=lambda *_: grid, output=output, resume=True)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +111,7 @@ def on_ray(federate: Callable[..., Run], tmp_path_factory: pytest.TempPathFactor
         failing = federate(*FAILING, grid=lambda *_: grid)
         (notes / "mend").touch()
         shared = federate(*SHARED, grid=lambda *_: grid)
+        resumed = stopped_and_resumed(federate, grid, tmp_path_factory.mktemp("resumed") / "run")
         noted = [(int(path.name.split("-")[0]), *map(int, path.read_text().split())) for path in notes.glob("*-*")]
         (notes / "die").touch()
         with pytest.raises(FedmaskError) as caught:
@@ -104,7 +119,7 @@ def on_ray(federate: Callable[..., Run], tmp_path_factory: pytest.TempPathFactor
     seconds_to_error, deadline = time.time() - (notes / "died").stat().st_mtime, time.monotonic() + 60
     while children() - before and time.monotonic() < deadline:
         time.sleep(0.2)  # Ray has told its processes to end
-    return OnRay(failing, shared, caught.value, dead_run, seconds_to_error, noted, children() - before)
+    return OnRay(failing, shared, resumed, caught.value, dead_run, seconds_to_error, noted, children() - before)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +140,13 @@ def messages(run: Run) -> dict[tuple[Any, ...], list[int]]:
         key = tuple(line[field] for field in ("round", "client", "direction", "kind", "payload_bytes"))
         found.setdefault(key, []).append(line["wire_bytes"])
     return found
+
+
+def test_a_run_that_was_stopped_on_ray_goes_on_there(on_ray: OnRay, plain_run: Run) -> None:
+    assert on_ray.resumed.adapter == plain_run.adapter
+    assert on_ray.resumed.heads == plain_run.heads
+    assert without(on_ray.resumed, "seconds") == without(plain_run, "seconds")
+    assert [report.round for report in on_ray.resumed.watched.reports] == [2]
 
 
 def test_ray_and_one_process_give_the_same_run(on_ray: OnRay, in_one_process: tuple[Run, Run]) -> None:

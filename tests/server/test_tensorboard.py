@@ -64,6 +64,26 @@ def test_without_the_package_a_run_is_refused_before_its_folder_is_touched(
     federate("rounds=1", output=tmp_path / "run")  # nobody asked for it: nobody needs it
 
 
+def test_a_resumed_run_has_each_rounds_scalars_once(
+    federate: Callable[..., Run], tmp_path: Path, filtering_grid: Callable[..., Any]
+) -> None:
+    def stop(client: int, request: Any, reply: Any) -> Any:
+        if request.metadata.group_id == "3":
+            raise KeyboardInterrupt
+        return reply
+
+    settings, output = ("rounds=3", "log.tensorboard=true"), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        federate(*settings, output=output, grid=filtering_grid(stop))
+    (output / "checkpoints" / "round-00002.safetensors").unlink()  # as if the kill had come before it
+    run = federate(*settings, output=output, resume=True)
+    found = scalars(output)
+    assert [step for step, _ in found["validation/mean"]] == [1, 2, 3]
+    assert [value for _, value in found["train/loss"]] == pytest.approx([line["train_loss"] for line in run.rounds])
+    rounds = [sum(line["wire_bytes"] for line in run.ledger if line["round"] <= done) for done in (1, 2)]
+    assert [value for _, value in found["bytes/total"]][:2] == pytest.approx(rounds)
+
+
 def test_a_rounds_scalars_are_there_when_the_round_ends_and_stay_when_the_run_is_stopped(
     federate: Callable[..., Run], tmp_path: Path, filtering_grid: Callable[..., Any]
 ) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +29,13 @@ def count(message: Message, context: Context) -> Message:
     context.state["seen"] = ConfigRecord({"n": int(kept["n"]) + 1})  # type: ignore[call-overload]
     facts = {"n": int(kept["n"]), "process": os.getpid(), "folder": str(context.node_config.get("state-folder"))}  # type: ignore[call-overload]
     return Message(RecordDict({"facts": ConfigRecord(facts)}), reply_to=message)
+
+
+@app.evaluate()
+def linger(message: Message, context: Context) -> Message:
+    Path(os.environ["LINGER_NOTES"], str(os.getpid())).touch()
+    time.sleep(120)
+    return Message(RecordDict(), reply_to=message)
 
 
 @app.train()
@@ -170,6 +179,38 @@ def app(message, context):
         time.sleep(3600)
     return client_app(message, context)
 """
+
+
+def test_a_killed_run_leaves_no_worker_behind_that_still_writes(tmp_path: Path) -> None:
+    code = (
+        "from flwr.app import Message, RecordDict\n"
+        "from server.worker_grid import WorkerGrid\n"
+        "if __name__ == '__main__':\n"
+        "    grid = WorkerGrid('test_worker_grid:app', 2, 2)\n"
+        "    list(grid.stream(Message(RecordDict(), node, 'evaluate', group_id='1') for node in grid.get_node_ids()))\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent.parent)])
+    environment = os.environ | {"PYTHONPATH": path, "LINGER_NOTES": str(notes)}
+    run = subprocess.Popen([sys.executable, str(tmp_path / "run.py")], env=environment)
+    try:
+        assert within(60, lambda: len(list(notes.iterdir())) == 2)
+        workers = [Path("/proc", note.name) for note in notes.iterdir()]
+        assert all(worker.exists() for worker in workers)
+    finally:
+        run.kill()
+        run.wait()
+    assert within(20, lambda: not any(worker.exists() for worker in workers))
+
+
+def within(seconds: float, holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds()
 
 
 def test_two_workers_give_the_bits_of_one_process(federate: Callable[..., Run]) -> None:

@@ -30,6 +30,20 @@ def ledger() -> Ledger:
     return ledger
 
 
+def test_a_ledger_that_is_replayed_has_the_totals_and_no_line_to_write(ledger: Ledger) -> None:
+    again = Ledger()
+    again.replay(ledger.take_lines())
+    assert again.take_lines() == []
+    for total in (again, ledger):  # and both go on alike
+        total.record(3, 0, "down", "train", 40, 100)
+    assert again.total_bytes == ledger.total_bytes
+    assert again.mask_bytes_per_client() == ledger.mask_bytes_per_client()
+    assert again.bytes_of("mask") == 900 + 600 + 2 * (901 + 601)
+    for way in ("up", "down"):
+        assert again.payload_bytes_per_client_round(way) == ledger.payload_bytes_per_client_round(way)
+        assert again.bytes_per_client_round(way) == ledger.bytes_per_client_round(way)
+
+
 def test_a_message_of_two_kinds_gives_two_lines_that_sum_to_its_length() -> None:
     ledger = Ledger()
     ledger.record(3, 7, "up", "train", 40, 100, {"head": 12})

@@ -1,0 +1,130 @@
+"""What a server needs to go on after its last finished round, in `checkpoints/round-00003.safetensors`.
+
+In: the global vectors, what is known of each client, and how long the run folder's growing files were. Out: the same,
+from the newest file that is whole. The last two are kept; a file is written under another name, flushed and renamed. A
+round's randomness is seeded by (run, purpose, round, client), so there is no random stream to keep; and the ledger's
+totals follow from communication.jsonl, of which a checkpoint says up to where it goes.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmask.errors import FedmaskError
+from fedmask.sealed_file import read_sealed, write_sealed
+
+KEPT = 2
+"""Checkpoints in a folder: the last one, and the one to fall back on."""
+
+_NAME = re.compile(r"round-(\d{5,})\.safetensors")
+_HEAD = "head/"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """What the server knows of one client between two rounds."""
+
+    task: str
+    metric: str
+    head_layout: str
+    head_size: int
+    state_round: int
+    """The last round in which its reply was accepted: which of its states it goes on from; 0: of none."""
+    is_drawn: bool
+    """Whether a cohort had it."""
+    holds_vectors: bool
+    """Whether it holds the global vectors of this round."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServerState:
+    """The server between two rounds."""
+
+    run_id: str
+    round: int
+    """The last finished one; as many rounds' updates are in the vectors."""
+    mask_digest: str
+    delta: NDArray[np.float32]
+    """float32 (k,); k = 0 in a run without a mask."""
+    heads: Mapping[str, NDArray[np.float32]]
+    """Shared heads by layout digest."""
+    clients: Mapping[int, ClientRecord]
+    """By client_id."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    state: ServerState
+    seconds: float
+    """How long the run has taken until then."""
+    file_bytes: Mapping[str, int]
+    """By name how long the run folder's growing files were."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint; only then remove those beyond the last two."""
+    state = checkpoint.state
+    vectors = {"delta": state.delta} | {f"{_HEAD}{layout}": values for layout, values in state.heads.items()}
+    facts = {
+        "run_id": state.run_id,
+        "round": state.round,
+        "mask_digest": state.mask_digest,
+        "clients": [[client_id, *_row(record)] for client_id, record in state.clients.items()],
+        "seconds": checkpoint.seconds,
+        "file_bytes": dict(checkpoint.file_bytes),
+    }
+    write_sealed(folder / f"round-{state.round:05d}.safetensors", "checkpoint", vectors, facts)
+    for path in _newest_first(folder)[KEPT:]:
+        path.unlink()
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest one that is whole, None where there is none at all; says of each that is damaged that it was left out.
+
+    Raises FedmaskError where there are some, but none is whole.
+    """
+    damaged = []
+    for path in _newest_first(folder):
+        try:
+            checkpoint = _load(path)
+        except FedmaskError as error:
+            damaged.append(str(error))
+            continue
+        for line in damaged:
+            logging.getLogger("fedmask").warning("%s; taking the checkpoint before it", line)
+        return checkpoint
+    if damaged:
+        raise FedmaskError(f"no checkpoint can be used: {'; '.join(damaged)}; start again with overwrite=true")
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    names = [match for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))]
+    return [folder / match[0] for match in sorted(names, key=lambda match: int(match[1]), reverse=True)]
+
+
+def _load(path: Path) -> Checkpoint:
+    facts, vectors = read_sealed(path, "checkpoint")
+    try:
+        state = ServerState(
+            run_id=facts["run_id"],
+            round=facts["round"],
+            mask_digest=facts["mask_digest"],
+            delta=vectors.pop("delta"),
+            heads={name.removeprefix(_HEAD): values for name, values in vectors.items()},
+            clients={row[0]: ClientRecord(*row[1:]) for row in facts["clients"]},
+        )
+        return Checkpoint(state, facts["seconds"], facts["file_bytes"])
+    except (KeyError, IndexError, TypeError) as error:  # whole, but not as this version writes it
+        raise FedmaskError(f"{path}: not a checkpoint of this version of fedmask ({error})") from error
+
+
+def _row(record: ClientRecord) -> list[Any]:
+    return [getattr(record, field.name) for field in dataclasses.fields(record)]

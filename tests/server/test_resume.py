@@ -1,0 +1,460 @@
+"""A run that was stopped, by an exception or a kill at any moment, ends as if it had never stopped.
+
+A killed run is a process forked from this one, so that it starts at once. Some of the kills come while a checkpoint or
+a client's state is being written: half of it is on the disk then.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message
+
+import client.process
+from client.app import app as client_app
+from fedmask.errors import FedmaskError
+from fedmask.runs.checkpoint import load_checkpoint
+from fedmask.sealed_file import read_sealed, write_sealed
+from fedmask.wire.messages import config_of
+from server.compose import compose
+
+Run = Any
+Federate = Callable[..., Run]
+
+MODES = {
+    "local heads": ("rounds=3",),
+    "shared heads": ("rounds=3", "client.head=shared", "clients_per_round=3", "score_every=2"),
+    "alone": ("rounds=3", "baseline=alone"),
+}
+
+
+class StoppedError(Exception):
+    """A stand-in for whatever ends a run."""
+
+
+class StoppingWatcher:
+    """Ends the run after a round, or when the scoring on the test split begins."""
+
+    def __init__(self, after_round: int | None) -> None:
+        self._after_round = after_round
+
+    def stage_started(self, server_round: int, stage: str, num_clients: int) -> None:
+        if self._after_round is None and stage == "scoring on test":
+            raise StoppedError
+
+    def round_ended(self, report: Any) -> None:
+        if report.round == self._after_round:
+            raise StoppedError
+
+    def reply_arrived(self, client_id: int) -> None: ...
+    def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None: ...
+    def resumed(self, after_round: int, resent: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Left:
+    """All that a run leaves but what may differ: seconds, and its name run_id."""
+
+    files: dict[str, Any]
+
+    @classmethod
+    def by(cls, folder: Path) -> "Left":
+        found = {}
+        for path in sorted(folder.rglob("*")):
+            name = str(path.relative_to(folder))
+            if path.is_file() and name not in ("resumes.jsonl", "report.html"):
+                found[name] = _content(path, name)
+        return cls(found)
+
+
+def _content(path: Path, name: str) -> Any:
+    if name.startswith("checkpoints/") or "/state/" in name:
+        facts, vectors = read_sealed(path, "checkpoint" if name.startswith("checkpoints/") else "client-state")
+        without = {key: value for key, value in facts.items() if key not in ("run_id", "seconds", "file_bytes")}
+        return without, {vector: values.tobytes() for vector, values in vectors.items()}
+    if name == "rounds.jsonl":
+        return [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
+    if name == "summary.json":
+        return json.loads(path.read_text()) | {"seconds": 0, "run_id": ""}
+    if name == "config.yaml":
+        return [line for line in path.read_text().splitlines() if not line.startswith("output:")]
+    return path.read_bytes()
+
+
+def in_a_new_process() -> None:
+    """What this process holds for a run's clients is gone, as it is when a new one resumes."""
+    client.process._run_in_process.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federate: Federate) -> Callable[[str], Run]:
+    runs: dict[str, Run] = {}
+
+    def run(mode: str) -> Run:
+        return runs.setdefault(mode, federate(*MODES[mode])) if mode not in runs else runs[mode]
+
+    return run
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Stopped by an exception
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("after_round", [1, 2, 3, None])
+def test_a_run_that_is_stopped_after_a_round_ends_as_if_it_had_not_been(
+    mode: str, after_round: int | None, federate: Federate, undisturbed: Callable[[str], Run], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(*MODES[mode], output=output, watcher=StoppingWatcher(after_round))
+    done = 3 if after_round is None else after_round
+    assert len((output / "rounds.jsonl").read_text().splitlines()) == done
+    in_a_new_process()
+    run = federate(*MODES[mode], output=output, resume=True)
+    assert Left.by(output) == Left.by(undisturbed(mode).folder)
+    assert [report.round for report in run.watched.reports] == list(range(done + 1, 4))
+    (line,) = [json.loads(line) for line in (output / "resumes.jsonl").read_text().splitlines()]
+    assert line["after_round"] == done
+    assert line["mask_wire_bytes"] == sum(line["wire_bytes"] for line in run.ledger if line["kind"] == "mask")
+    # What a process held when it ended is handed over where nothing else would bring it.
+    vectors_held = done == 3 and mode != "alone"
+    assert (line["vectors_wire_bytes"] > 0) == vectors_held
+    assert run.watched.resumes == [(done, line["mask_wire_bytes"] + line["vectors_wire_bytes"])]
+
+
+def test_the_run_keeps_its_name_and_says_how_long_it_took_in_all(federate: Federate, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        federate(output=tmp_path / "run", watcher=StoppingWatcher(1))
+    before = load_checkpoint(tmp_path / "run" / "checkpoints")
+    assert before is not None
+    in_a_new_process()
+    run = federate(output=tmp_path / "run", resume=True)
+    assert run.summary["run_id"] == before.state.run_id
+    assert run.summary["seconds"] > before.seconds
+
+
+def test_a_round_that_was_half_done_leaves_no_trace(
+    federate: Federate, undisturbed: Callable[[str], Run], tmp_path: Path
+) -> None:
+    def app(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        if (message.metadata.message_type, context.node_config["partition-id"]) == ("train", 2) and is_second(message):
+            raise KeyboardInterrupt  # after the client has kept its state
+        return reply
+
+    def is_second(message: Message) -> bool:
+        return config_of(message.content)["round"] == 2
+
+    output = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        federate(*MODES["local heads"], app=app, output=output)
+    written = (output / "communication.jsonl").read_text().splitlines()
+    assert json.loads(written[-1])["round"] == 2  # what was sent is told, until the round is done again
+    assert (output / "clients" / "client-00002" / "state" / "round-00002.safetensors").exists()
+    in_a_new_process()
+    federate(*MODES["local heads"], output=output, resume=True)
+    assert Left.by(output) == Left.by(undisturbed("local heads").folder)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same_run(
+    mode: str,
+    federate: Federate,
+    undisturbed: Callable[[str], Run],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(*MODES[mode], output=output, watcher=StoppingWatcher(2))
+    last = output / "checkpoints" / "round-00002.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    in_a_new_process()
+    run = federate(*MODES[mode], output=output, resume=True)
+    (line,) = caplog.messages
+    assert line.startswith(f"{last}: damaged (")
+    assert [report.round for report in run.watched.reports] == [2, 3]
+    assert Left.by(output) == Left.by(undisturbed(mode).folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Killed
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def die_in_write(work: Callable[[], object], part_of_path: str, number: int) -> None:
+    """Kill this process with half of the content written, at this write of a file with such a path."""
+    opened, left = Path.open, [number]
+
+    def open_(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = opened(path, mode, *args, **kwargs)
+        if "w" in mode and part_of_path in str(path):
+            left[0] -= 1
+            if not left[0]:
+                return _DyingFile(file)
+        return file
+
+    Path.open = open_  # type: ignore[method-assign, assignment] # the process ends here
+    work()
+
+
+class _DyingFile:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __enter__(self) -> "_DyingFile":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def write(self, content: bytes) -> None:
+        self._file.write(content[: len(content) // 2])
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_a_fork(work: Callable[[], object], seconds: float = 300) -> int:
+    """How a process that does this ended; it is killed after so many seconds, which are none too few by default."""
+    in_a_new_process()
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+Kill = tuple[str, int] | None
+"""At which write of what; None: at a random moment."""
+
+
+@pytest.mark.parametrize(
+    ("mode", "kills"),
+    [
+        ("local heads", [("checkpoints/", 1), ("checkpoints/", 2), ("/state/", 7), None, None]),
+        ("shared heads", [("checkpoints/", 1), ("checkpoints/", 3), ("checkpoints/", 1), None, None]),
+        ("alone", [("checkpoints/", 2), ("/state/", 6), ("adapter.safetensors", 1), ("checkpoints/", 1), None]),
+    ],
+)
+def test_a_run_that_is_killed_five_times_ends_as_if_it_had_not_been(
+    mode: str,
+    kills: list[Kill],
+    federate: Federate,
+    undisturbed: Callable[[str], Run],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings, output, moments = (*MODES[mode], "rounds=5"), tmp_path / "run", random.Random(mode)
+    expected, started = tmp_path / "undisturbed", time.monotonic()
+    assert in_a_fork(lambda: federate(*settings, output=expected)) == 0
+    whole_seconds = time.monotonic() - started
+
+    def go_on() -> Run:
+        return federate(*settings, output=output, resume=(output / "config.yaml").exists())
+
+    for kill in kills:
+        if kill is None:  # the machine may be fast enough to have finished
+            ended = in_a_fork(go_on, moments.uniform(0, 0.5) * whole_seconds)
+            assert ended == -signal.SIGKILL or (output / "summary.json").exists()
+        else:
+            assert in_a_fork(lambda at=kill: die_in_write(go_on, *at)) == -signal.SIGKILL  # type: ignore[misc]
+        load_checkpoint(output / "checkpoints")  # warns of a damaged one
+    in_a_new_process()
+    go_on()
+    assert [line for line in caplog.messages if "damaged" in line] == []
+    assert Left.by(output) == Left.by(expected)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A client's state
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def state_file(folder: Path, client_id: int, server_round: int) -> Path:
+    return folder / "clients" / f"client-{client_id:05d}" / "state" / f"round-{server_round:05d}.safetensors"
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged", "of another run"])
+def test_a_client_state_that_is_lost_is_said_counted_and_made_anew(
+    how: str, federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate("rounds=3", output=output, watcher=StoppingWatcher(2))
+    path = state_file(output, 1, 2)
+    if how == "gone":
+        path.unlink()
+    elif how == "damaged":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        facts, vectors = read_sealed(path, "client-state")
+        write_sealed(path, "client-state", vectors, facts | {"run_id": "f" * 16})
+    in_a_new_process()
+    run = federate("rounds=3", output=output, resume=True)
+    assert [line["states_lost"] for line in run.rounds] == [[], [], [1]]
+    assert [line["failures"] for line in run.rounds] == [0, 0, 0]
+    (line,) = caplog.messages
+    assert line.startswith("round 3: client 1 has begun anew: client 1: ")
+    assert str(path) in line
+
+
+@pytest.mark.parametrize("baseline", ["none", "alone"])
+def test_a_client_whose_reply_was_rejected_is_not_ahead(
+    baseline: str, federate: Federate, filtering_grid: Callable[..., Any]
+) -> None:
+    """Its training in round 2 counts for nothing: it ends as one that was never asked then."""
+
+    def rejected(client_id: int, request: Message, reply: Message) -> Message:
+        if (client_id, request.metadata.message_type) == (1, "train") and config_of(request.content)["round"] == 2:
+            reply.content["metrics"]["num-examples"] = -1
+        return reply
+
+    def unasked(client_id: int, request: Message, reply: Message) -> Message:
+        return reply
+
+    def app(message: Message, context: Context) -> Message:
+        is_train = message.metadata.message_type == "train" and context.node_config["partition-id"] == 1
+        if is_train and config_of(message.content)["round"] == 2:
+            raise RuntimeError("not asked")
+        return client_app(message, context)
+
+    settings = ("rounds=3", f"baseline={baseline}")
+    ahead = federate(*settings, grid=filtering_grid(rejected))
+    never = federate(*settings, app=app, grid=filtering_grid(unasked))
+    assert ahead.rounds[1]["failure_causes"] == {"bad-num-examples": 1}
+    assert ahead.heads == never.heads
+    assert [line["score"] for line in ahead.rounds] == [line["score"] for line in never.rounds]
+    assert ahead.summary["score"] == never.summary["score"]
+    found = state_file(ahead.folder, 1, 2), state_file(ahead.folder, 1, 3)
+    assert [path.exists() for path in found] == [False, True]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is not resumed
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_resuming_a_finished_run_changes_nothing_and_says_so(
+    federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    finished = federate(output=output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    again = federate(output=output, resume=True)
+    assert again.summary == finished.summary
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert caplog.messages == [f"{output}: this run is finished; there is nothing to resume"]
+    assert again.watched.stages == []
+    (output / "report.html").unlink()  # a kill came just before it was written
+    federate(output=output, resume=True)
+    assert (output / "report.html").read_bytes() == before[output / "report.html"]
+
+
+def test_before_the_first_checkpoint_a_run_starts_over_and_says_so(
+    federate: Federate, undisturbed: Callable[[str], Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    settings = MODES["local heads"]
+    assert in_a_fork(lambda: die_in_write(lambda: federate(*settings, output=output), "checkpoints/", 1)) < 0
+    assert len((output / "rounds.jsonl").read_text().splitlines()) == 1
+    in_a_new_process()
+    federate(*settings, output=output, resume=True)
+    assert caplog.messages == [f"{output}: no round of this run has ended; it starts over"]
+    assert Left.by(output) == Left.by(undisturbed("local heads").folder)
+
+
+def test_where_no_checkpoint_is_whole_it_is_one_line_and_nothing_is_touched(federate: Federate, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(output=output, watcher=StoppingWatcher(2))
+    for path in (output / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(FedmaskError, match=r"^no checkpoint can be used: .*start again with overwrite=true$"):
+        federate(output=output, resume=True)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_is_shorter_than_its_checkpoint_says_is_told(federate: Federate, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(output=output, watcher=StoppingWatcher(1))
+    (output / "rounds.jsonl").write_text("")
+    with pytest.raises(FedmaskError, match=r"rounds.jsonl: has 0 bytes, the checkpoint is of a run whose rounds.jsonl"):
+        federate(output=output, resume=True)
+
+
+def test_other_data_and_another_base_model_are_told(federate: Federate, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(output=output, watcher=StoppingWatcher(1))
+    with pytest.raises(FedmaskError, match=r"^client 0 is not what it was when the run stopped: it was task first, "):
+        federate('data.tasks=["small:second","small:first"]', output=output, resume=True)
+    with pytest.raises(FedmaskError, match=r"^the run was begun with mask [0-9a-f]{64}, this machine's base model and"):
+        federate("mask.density=0.02", output=output, resume=True)
+    in_a_new_process()
+    assert len(federate(output=output, resume=True).rounds) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The configuration of a resumed run
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_has_the_configuration_that_it_was_begun_with(federate: Federate, tmp_path: Path) -> None:
+    run = federate("rounds=1", "client.batch_size=3", output=tmp_path / "run")
+    config = compose([f"resume={run.folder}"])
+    assert (config.rounds, config.client.batch_size, config.resume) == (1, 3, str(run.folder))
+    assert config.output == str(run.folder)
+    same = ["rounds=1", "model=tiny", "data=python", "data.tasks=null", "threads=null", "mask.density=0.01"]
+    link = tmp_path / "link"
+    link.symlink_to(run.folder)
+    assert compose([f"resume={run.folder}", *same, f"output={link}"]) == config
+
+
+def test_each_override_that_differs_is_told_and_all_at_once(federate: Federate, tmp_path: Path) -> None:
+    run = federate("rounds=1", output=tmp_path / "run")
+    given = ["rounds=9", "mask=hiwi", "output=elsewhere", "client.head=local", "sed=1", "seed=x", "runtime=ray"]
+    with pytest.raises(FedmaskError) as caught:
+        compose([f"resume={run.folder}", *given])
+    assert sorted(str(caught.value).splitlines()) == sorted(
+        [
+            "sed=1: no such key; did you mean seed?",
+            "seed=x: must be a whole number of at least 0",
+            "rounds=9: the run to resume has rounds=1; leave it out",
+            "runtime=ray: the run to resume has runtime=local; leave it out",
+            f"output=elsewhere: the run to resume has output={run.folder}; leave it out",
+            "mask.rule=hiwi: the run to resume has mask.rule=pafi; leave it out",
+            "mask.rank=4: the run to resume has mask.rank=null; leave it out",
+        ]
+    )
+
+
+@pytest.mark.parametrize("content", [None, "mine: 1", "\xff"])
+def test_a_folder_without_a_run_is_told_in_lines(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content, encoding="latin-1")
+    with pytest.raises(FedmaskError) as caught:
+        compose([f"resume={tmp_path}"])
+    assert all(line.startswith(f"resume={tmp_path}: ") for line in str(caught.value).splitlines())
+
+
+def test_a_folder_whose_data_are_gone_is_told(federate: Federate, tmp_path: Path) -> None:
+    run = federate("rounds=1", output=tmp_path / "run")
+    path = run.folder / "config.yaml"
+    path.write_text(path.read_text().replace(f"root: {run.config.data.root}", "root: gone"))
+    with pytest.raises(FedmaskError, match=r"^data.root=gone: there is no such folder$"):
+        compose([f"resume={run.folder}"])
