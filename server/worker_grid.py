@@ -18,7 +18,8 @@ from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from threading import Timer
+from queue import SimpleQueue
+from threading import Thread, Timer
 from time import monotonic
 from types import TracebackType
 
@@ -30,6 +31,10 @@ from server.local_grid import LocalGrid
 
 END_SECONDS = 5.0
 """What a worker may take to end when there is nothing left to do."""
+
+MOST_AHEAD = 64
+"""Messages from the oldest without a reply to the newest that is sent: replies are taken in client order, so those
+behind a slow client are held until it is done."""
 
 MESSAGES_AHEAD = 2
 """Messages that a worker has at a time: one to work on, one that is there when it has done with it."""
@@ -71,16 +76,16 @@ class WorkerGrid(LocalGrid):
         queues = _Queues(messages, self._worker_of, len(self._workers))
         deadline = None if timeout is None else monotonic() + timeout
         with self._ended_after(timeout):
-            for number in range(len(self._workers)):
-                self._send(number, queues, MESSAGES_AHEAD)
+            self._send(queues)
             while busy := {worker.connection: number for number, worker in enumerate(self._workers) if worker.held}:
                 for connection in wait(list(busy)):
                     number = busy[connection]  # type: ignore[index]
+                    queues.done(self._workers[number].held[0])
                     reply = self._workers[number].receive()
                     if reply is None:
                         reply = self._replace(number, is_over=deadline is not None and monotonic() >= deadline)
                     if reply is not None:
-                        self._send(number, queues, 1)
+                        self._send(queues)
                         self._name(reply)
                         yield reply
 
@@ -111,13 +116,12 @@ class WorkerGrid(LocalGrid):
                 worker.end()
                 self._workers[number] = self._start_worker()
 
-    def _send(self, number: int, queues: "_Queues", most: int) -> None:
-        for _ in range(most):
-            message = queues.next_for(number)
-            if message is None:
-                return
-            self._name(message)
-            self._workers[number].hold(message)
+    def _send(self, queues: "_Queues") -> None:
+        """To every worker as many messages as it may have."""
+        for number, worker in enumerate(self._workers):
+            while len(worker.held) < MESSAGES_AHEAD and (message := queues.next_for(number)) is not None:
+                self._name(message)
+                worker.hold(message)
 
     def _replace(self, number: int, is_over: bool) -> Message | None:
         """Another worker in place of one that is gone; the reply to what that one worked on, unless the time is over.
@@ -191,15 +195,29 @@ class _Queues:
         self._messages = iter(messages)
         self._worker_of = worker_of
         self._waiting: list[deque[Message]] = [deque() for _ in range(num_workers)]
+        self._num_taken = 0
+        self._open: dict[int, int] = {}
+        """By identity of a message that is taken and not done its number, ascending."""
 
     def next_for(self, worker: int) -> Message | None:
-        """None once there are no more for this worker. Nodes that nobody knows are the first one's, which says so."""
+        """None where there is none for this worker, or only far ahead of the oldest that is not done.
+
+        Nodes that nobody knows are the first worker's, which says so.
+        """
         while not self._waiting[worker]:
+            if self._open and self._num_taken - next(iter(self._open.values())) >= MOST_AHEAD:
+                return None
             message = next(self._messages, None)
             if message is None:
                 return None
+            self._open[id(message)] = self._num_taken
+            self._num_taken += 1
             self._waiting[self._worker_of.get(message.metadata.dst_node_id, 0)].append(message)
         return self._waiting[worker].popleft()
+
+    def done(self, message: Message) -> None:
+        """There will be no reply to it beside one that is here."""
+        self._open.pop(id(message), None)
 
 
 def _load(client_app: str):  # type: ignore[no-untyped-def]
@@ -210,13 +228,22 @@ def _load(client_app: str):  # type: ignore[no-untyped-def]
 def _work(connection: Connection, client_app: str, num_clients: int, seed: int) -> None:
     """What a worker does until the other end is closed."""
     end_with_parent()
+    received: SimpleQueue[Message | Path | None] = SimpleQueue()
+    Thread(target=_receive, args=(connection, received), daemon=True).start()
     grid = LocalGrid(_load(client_app), num_clients, seed)
-    while True:
-        try:
-            received = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if isinstance(received, Path):
-            grid.keep_client_state_in(received)
-        else:
-            connection.send(grid.answer(received))
+    with suppress(KeyboardInterrupt, OSError):  # the server tells, or is gone
+        while (what := received.get()) is not None:
+            if isinstance(what, Path):
+                grid.keep_client_state_in(what)
+            else:
+                connection.send(grid.answer(what))
+
+
+def _receive(connection: Connection, received: "SimpleQueue[Message | Path | None]") -> None:
+    """In a thread of its own: a worker takes what it is sent also while it sends a reply. Else server and worker would
+    wait for each other as soon as a message each way is larger than the pipe."""
+    try:
+        while True:
+            received.put(connection.recv())
+    except (EOFError, OSError):
+        received.put(None)

@@ -67,6 +67,7 @@ class SelectedGradient:
         logging.getLogger("fedmask").info("gradients of the selected entries, tensors by way: %s", dict(ways))
 
     def __enter__(self) -> "SelectedGradient":
+        self._packed = torch.zeros_like(self._packed)  # what a block that raised has left
         for tensor, index, where in self._dense:
             tensor.requires_grad_(True)
             hook = tensor.register_post_accumulate_grad_hook(self._take_dense(index, where))  # type: ignore[no-untyped-call]
@@ -89,12 +90,15 @@ class SelectedGradient:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not torch.is_grad_enabled():
                 return
-            x = inputs[0].detach()
+            x, version = [inputs[0].detach()], inputs[0]._version
             if not output.requires_grad:  # the lowest selected layer: nothing below it asks for a gradient
                 output.requires_grad_(True)
 
             def add(g: Tensor) -> None:
-                pieces = (torch.split(each.reshape(-1, each.shape[-1]), TOKENS_AT_ONCE) for each in (g, x))
+                kept = x.pop()  # the graph may outlive its backward pass: it does not keep the input
+                if kept._version != version:
+                    raise RuntimeError("a linear layer's input was changed in place after it had been used")
+                pieces = (torch.split(each.reshape(-1, each.shape[-1]), TOKENS_AT_ONCE) for each in (g, kept))
                 for piece in zip(*pieces, strict=True):
                     self._packed[where] += gradient(*piece).to(self._packed.device)
 

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+LEAST_VALUE = 1e-9
+"""What a value of zero is taken for: a clock that ticks too slowly, in a trial."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -37,7 +40,7 @@ class Row:
     @property
     def ratio(self) -> float:
         """How many times better fedmask is."""
-        return self.rival_value / self.value
+        return self.rival_value / max(self.value, LEAST_VALUE)
 
     @property
     def met(self) -> bool | None:

@@ -25,6 +25,7 @@ from flwr.serverapp import Grid
 from benchmarks.measure import MEGABYTE, in_fresh_process, peak_bytes, reset_peak, resident_bytes
 from benchmarks.rows import Row, Settings
 from client.app import app as client_app
+from fedmask.errors import FedmaskError
 from fedmask.masks import Mask
 from fedmask.models import bundled_minilm
 from fedmask.runs.config import RayConfig, usable_cpus
@@ -161,10 +162,11 @@ def _answer(message: Message, context: Context) -> Message:
 def exchange_vectors(engine: str, size: int, num_rounds: int) -> Turn:
     """A federation of `idle_app`; nothing is scored."""
     config = compose(["model=tiny", "client.head=local", f"clients={size}", "threads=1"])
-    observer, ledger = _Timing(num_rounds), Ledger()
+    ledger = Ledger()
+    observer = _Timing(num_rounds, ledger)
     with _grid(engine, idle_app, size) as grid:
         strategy = MaskedAveraging(
-            settings_for(config), _mask(), None, size, ledger, observer, config.server, score_every=num_rounds + 1
+            settings_for(config), _mask(), None, size, ledger, observer, config.server, score_every=num_rounds + 3
         )
         with suppress(_EnoughRounds):
             strategy.start(grid, strategy.arrays(), num_rounds + 2)
@@ -195,7 +197,7 @@ def train(engine: str, model: str, clients: int, examples: int, num_rounds: int)
     with tempfile.TemporaryDirectory() as folder:
         weights = "pretrained" if model == "minilm" and bundled_minilm() is not None else "random"
         size = [f"clients={clients}", f"data.examples_per_client={examples}", "data.partition=iid"]
-        rounds = [f"rounds={num_rounds + 2}", f"score_every={num_rounds + 1}"]
+        rounds = [f"rounds={num_rounds + 2}", f"score_every={num_rounds + 3}"]
         config = compose([f"model={model}", f"model.weights={weights}", *size, *rounds, "threads=1"])
         config = replace(config, output=str(Path(folder) / "run"))
         with _grid(engine, client_app, clients) as grid, suppress(_EnoughRounds):
@@ -220,8 +222,10 @@ class _EnoughRounds(Exception):  # noqa: N818 - no error
 class _Timing(SilentObserver):
     """Made before the grid; watches a warm-up round and `num_rounds` more, and then ends the run."""
 
-    def __init__(self, num_rounds: int) -> None:
+    def __init__(self, num_rounds: int, ledger: Ledger | None = None) -> None:
+        """ledger: emptied after each round, where no run folder does so."""
         self._num_rounds = num_rounds
+        self._ledger = ledger
         self._loaded_bytes = resident_bytes()
         reset_peak()
         self._began = time.perf_counter()
@@ -235,6 +239,10 @@ class _Timing(SilentObserver):
             self._start_seconds = time.perf_counter() - self._began
 
     def round_ended(self, report: RoundReport) -> None:
+        if report.scores.clients or report.failure_causes:
+            raise FedmaskError("simulate: a timed round was scored, or failed in part")
+        if self._ledger is not None:
+            self._ledger.take_lines()
         self._round_seconds.append(report.seconds)
         processes = _all_processes()
         times = [process.cpu_times() for process in processes]

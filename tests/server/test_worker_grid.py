@@ -13,7 +13,8 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from server.worker_grid import WorkerGrid
+from fedmask.wire.messages import pack, payload_of
+from server.worker_grid import MOST_AHEAD, WorkerGrid
 
 Run = Any
 
@@ -31,7 +32,7 @@ def count(message: Message, context: Context) -> Message:
     return Message(RecordDict({"facts": ConfigRecord(facts)}), reply_to=message)
 
 
-@app.evaluate()
+@app.evaluate("linger")
 def linger(message: Message, context: Context) -> Message:
     Path(os.environ["LINGER_NOTES"], str(os.getpid())).touch()
     time.sleep(120)
@@ -53,6 +54,18 @@ def hang(message: Message, context: Context) -> Message:
     if context.node_config["partition-id"] == 4:
         os.kill(os.getpid(), signal.SIGSTOP)
     return Message(RecordDict(), reply_to=message)
+
+
+@app.query("slow")
+def answer_slowly(message: Message, context: Context) -> Message:
+    """Client 0 takes its time."""
+    time.sleep(1.0 if context.node_config["partition-id"] == 0 else 0.0)
+    return Message(RecordDict(), reply_to=message)
+
+
+@app.query("large")
+def send_back(message: Message, context: Context) -> Message:
+    return Message(message.content, reply_to=message)
 
 
 @pytest.fixture
@@ -187,7 +200,7 @@ def test_a_killed_run_leaves_no_worker_behind_that_still_writes(tmp_path: Path) 
         "from server.worker_grid import WorkerGrid\n"
         "if __name__ == '__main__':\n"
         "    grid = WorkerGrid('test_worker_grid:app', 2, 2)\n"
-        "    list(grid.stream(Message(RecordDict(), node, 'evaluate', group_id='1') for node in grid.get_node_ids()))\n"
+        "    list(grid.stream(Message(RecordDict(), node, 'evaluate.linger', group_id='1') for node in grid.get_node_ids()))\n"
     )
     (tmp_path / "run.py").write_text(code)
     notes = tmp_path / "notes"
@@ -226,3 +239,35 @@ def test_two_workers_give_the_bits_of_one_process(federate: Callable[..., Run]) 
     assert [line["payload_bytes"] for line in beside.ledger if line["kind"] == "train"] == [
         line["payload_bytes"] for line in alone.ledger if line["kind"] == "train"
     ]
+
+
+def test_messages_larger_than_a_pipe_go_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    content = pack(bytes(3_000_000))
+    with WorkerGrid("test_worker_grid:app", 8, 2) as workers:
+        messages = [Message(content, node, "query.large", group_id="1") for node in workers.get_node_ids()]
+        replies = list(workers.stream(messages, timeout=60))
+    assert [len(payload_of(reply.content)) for reply in replies] == [3_000_000] * 8
+
+
+def test_no_more_replies_are_ahead_of_a_slow_client_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    num_clients = 4 * MOST_AHEAD
+    with WorkerGrid("test_worker_grid:app", num_clients, 2) as workers:
+        nodes = list(workers.get_node_ids())
+        made = []
+
+        def messages() -> Iterator[Message]:
+            for node in nodes:
+                made.append(node)
+                yield Message(RecordDict(), node, "query.slow", group_id="1")
+
+        before_the_slow_one = None
+        sources = []
+        for reply in workers.stream(messages()):
+            sources.append(reply.metadata.src_node_id)
+            if sources[-1] == nodes[0]:
+                before_the_slow_one = len(made)
+    assert sorted(sources) == sorted(nodes)
+    assert before_the_slow_one is not None
+    assert before_the_slow_one <= MOST_AHEAD + 2  # what is sent when its reply is here
