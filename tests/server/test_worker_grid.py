@@ -200,7 +200,8 @@ def test_a_killed_run_leaves_no_worker_behind_that_still_writes(tmp_path: Path) 
         "from server.worker_grid import WorkerGrid\n"
         "if __name__ == '__main__':\n"
         "    grid = WorkerGrid('test_worker_grid:app', 2, 2)\n"
-        "    list(grid.stream(Message(RecordDict(), node, 'evaluate.linger', group_id='1') for node in grid.get_node_ids()))\n"
+        "    nodes = grid.get_node_ids()\n"
+        "    list(grid.stream(Message(RecordDict(), node, 'evaluate.linger', group_id='1') for node in nodes))\n"
     )
     (tmp_path / "run.py").write_text(code)
     notes = tmp_path / "notes"
