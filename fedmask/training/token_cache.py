@@ -81,5 +81,5 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for of_the_last_call in ("truncation", "padding"):
         state.pop(of_the_last_call)
-    facts = [type(tokenizer).__name__, tokenizer.pad_token_id, state]
+    facts = [type(tokenizer).__name__, tokenizer.pad_token_id, tokenizer.truncation_side, state]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

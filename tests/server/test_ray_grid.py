@@ -21,7 +21,7 @@ import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from ray.cluster_utils import Cluster
 
-import client.process
+import fedmask.models
 from client.app import app as client_app
 from fedmask.errors import FedmaskError
 from fedmask.runs.config import RayConfig
@@ -69,7 +69,7 @@ def watched(notes: Path) -> Callable[[Message, Context], Message]:
         if number == 2 and trains and not (notes / "mend").exists():
             raise ValueError("no disk\nleft")
         reply = client_app(message, context)
-        loads = client.process._texts.cache_info().misses
+        loads = fedmask.models._load_base.cache_info().misses
         (notes / f"{os.getpid()}-{message.metadata.message_id}").write_text(f"{loads} {len(pickle.dumps(context))}")
         return reply
 

@@ -135,3 +135,13 @@ def test_a_tokenizer_that_was_taught_another_word_gives_other_tokens(
     taught.add_tokens(["plot,"])
     cached_tokens(SPLIT, taught, tiny.encoder, 16)
     assert times_tokenized == [3, 3]
+
+
+def test_a_tokenizer_that_cuts_at_the_other_end_gives_other_tokens(
+    tiny: BaseModel, times_tokenized: list[int], tmp_path: Path
+) -> None:
+    tokens_of(tiny, max_length=4)
+    tiny.tokenizer.save_pretrained(tmp_path / "other")
+    other: PreTrainedTokenizerBase = type(tiny.tokenizer).from_pretrained(tmp_path / "other", truncation_side="left")
+    assert not same(cached_tokens(SPLIT, other, tiny.encoder, 4), tokens_of(tiny, max_length=4))
+    assert times_tokenized == [3, 3]
