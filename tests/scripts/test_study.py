@@ -157,6 +157,8 @@ def test_cells_that_finished_elsewhere_are_taken_over(
     lines = (whole[0] / "small.jsonl").read_text().splitlines()
     (tmp_path / "some.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     output = tmp_path / "cells"
+    output.mkdir()
+    shutil.copy(whole[0] / "seconds_per_example.json", output)  # measured once, for the sake of time
     code, out, err = finished(*arguments, f"output={output}", f"results={tmp_path / 'some.jsonl'}")
     assert code == 0, err
     assert f"{NUM_CELLS - 1} are finished" in out
