@@ -174,13 +174,19 @@ def head_file(talk: Any, number: int) -> Path:
     return Path(talk.folder) / f"client-{number:05d}" / "head.safetensors"
 
 
-def test_a_local_head_goes_on_from_where_it_was(federation: Federate, mask: Mask) -> None:
-    talk = federation()
-    talk.tell(0)
+def heads_of_two_rounds(talk: Any, mask: Mask) -> list[bytes]:
+    """Client 0 trains twice, each reply accepted; its head after each round."""
     heads = []
     for server_round in (1, 2):
         talk.ask("train", 0, zeros(mask), round=server_round, version=0, state_round=server_round - 1)
         heads.append(head_file(talk, 0).read_bytes())
+    return heads
+
+
+def test_a_local_head_goes_on_from_where_it_was(federation: Federate, mask: Mask) -> None:
+    talk = federation()
+    talk.tell(0)
+    heads = heads_of_two_rounds(talk, mask)
     assert heads[0] != heads[1]
     assert not head_file(talk, 1).exists()
 
@@ -280,10 +286,7 @@ def test_a_round_that_is_done_again_gives_what_it_gave(federation: Federate, mas
 def test_a_client_is_scored_with_the_state_that_the_server_names(federation: Federate, mask: Mask) -> None:
     talk = federation()
     talk.tell(0)
-    heads = []
-    for server_round in (1, 2):
-        talk.ask("train", 0, zeros(mask), round=server_round, version=0, state_round=server_round - 1)
-        heads.append(head_file(talk, 0).read_bytes())
+    heads = heads_of_two_rounds(talk, mask)
     for state_round in (1, 2):
         talk.ask("evaluate", 0, version=0, split="test", state_round=state_round)
         assert head_file(talk, 0).read_bytes() == heads[state_round - 1]

@@ -1,6 +1,7 @@
 """fedmask.runs.folder and .files: a folder that holds a run is refused; files are whole or not there."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
 from fedmask.runs.checkpoint import Checkpoint, ServerState, save_checkpoint
-from fedmask.runs.config import from_yaml
+from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.runs.folder import RunFolder, default_output
 from server.compose import compose
 
@@ -246,21 +247,7 @@ def test_a_run_that_was_half_put_aside_for_another_is_not_taken_for_an_unfinishe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
     finished(tmp_path)
-    rename, left = Path.rename, [renames]
-
-    def killed(source: Path, target: Path) -> Path:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return rename(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", killed)
-        if renames < 9:
-            with pytest.raises(KeyboardInterrupt):
-                RunFolder(tmp_path, overwrite=True).begin(replace(CONFIG, seed=1))
-        else:
-            RunFolder(tmp_path, overwrite=True).begin(replace(CONFIG, seed=1))
+    begin_and_be_killed(tmp_path, replace(CONFIG, seed=1), monkeypatch, renames)
     folder = RunFolder(tmp_path, overwrite=False, resume=True)
     summary = folder.finished_before()
     if renames < 9:
@@ -282,12 +269,9 @@ def test_an_overwriting_run_that_was_killed_just_after_its_first_round_is_replac
     assert from_yaml((tmp_path / "config.yaml").read_text()).seed == 1
 
 
-@pytest.mark.parametrize("renames", range(10))
-def test_a_kill_while_putting_a_run_aside_loses_nothing_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
-) -> None:
-    finished(tmp_path)
-    before, rename, left = contents(tmp_path), Path.rename, [renames]
+def begin_and_be_killed(folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
+    """A run that is killed after so many files of the run before it were put aside; after nine it has begun."""
+    rename, left = Path.rename, [renames]
 
     def killed(source: Path, target: Path) -> Path:
         if not left[0]:
@@ -295,13 +279,18 @@ def test_a_kill_while_putting_a_run_aside_loses_nothing_of_it(
         left[0] -= 1
         return rename(source, target)
 
-    with monkeypatch.context() as patched:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) if renames < 9 else nullcontext():
         patched.setattr(Path, "rename", killed)
-        if renames < 9:
-            with pytest.raises(KeyboardInterrupt):
-                RunFolder(tmp_path, overwrite=True).begin(CONFIG)
-        else:
-            RunFolder(tmp_path, overwrite=True).begin(CONFIG)
+        RunFolder(folder, overwrite=True).begin(config)
+
+
+@pytest.mark.parametrize("renames", range(10))
+def test_a_kill_while_putting_a_run_aside_loses_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    finished(tmp_path)
+    before = contents(tmp_path)
+    begin_and_be_killed(tmp_path, CONFIG, monkeypatch, renames)
     with pytest.raises(FedmaskError, match="already holds a run"):
         RunFolder(tmp_path, overwrite=False)
     again = RunFolder(tmp_path, overwrite=True)
