@@ -24,6 +24,7 @@ from torch import Tensor
 from client.process import RunInProcess, run_in_process
 from client.state import ClientState, Kept, LostStateError
 from fedmask.errors import FedmaskError, MaskMismatchError
+from fedmask.files import home
 from fedmask.randomness import seed_for
 from fedmask.tasks.partition import ClientData
 from fedmask.training.evaluation import count
@@ -195,7 +196,7 @@ def _state_folder(context: Context, run_id: str) -> Path:
     if "state-folder" in context.node_config:
         return Path(str(context.node_config["state-folder"]))
     kept_in = os.environ.get(STATE_FOLDER)
-    return (Path(kept_in) if kept_in else Path.home() / ".fedmask" / "clients") / run_id
+    return (Path(kept_in) if kept_in else home(STATE_FOLDER) / ".fedmask" / "clients") / run_id
 
 
 def _receive(client: Client, message: Message, version: int) -> dict[str, NamedVector]:

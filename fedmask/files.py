@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from fedmask.errors import FedmaskError
+
 _SCRAPS = ".*.part"
 """The temporary names."""
 
@@ -31,6 +33,17 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def home(variable: str) -> Path:
+    """The user's home folder. variable: of the environment, that names a folder of files instead of one at home.
+
+    Raises FedmaskError for a user that has none, as in a container of an unnamed user.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise FedmaskError(f"this user has no home folder; name a folder for files with {variable}=DIR") from error
 
 
 def remove_scraps(folder: Path, in_subfolders: bool = False) -> None:

@@ -107,6 +107,7 @@ def measure(request: Request) -> None:
     from benchmarks.tables import section_table, verdict
 
     facts = machine(ROOT, request.is_trial)
+    _refuse_other_rows(request)
     _write_json(request.output / "machine.json", facts)
     _write_json(request.output / "benchmark.json", [])
     console.print(machine_line(facts), markup=False)
@@ -118,6 +119,18 @@ def measure(request: Request) -> None:
         gc.collect()
     console.print("a trial: its figures mean nothing" if request.is_trial else verdict(rows), markup=False)
     console.print(f"{(time.monotonic() - began) / 60:.1f} minutes; rows in {request.output / 'benchmark.json'}")
+
+
+def _refuse_other_rows(request: Request) -> None:
+    """Raises FedmaskError where the folder holds a benchmark of sections that are not measured again now."""
+    path = request.output / "benchmark.json"
+    if not path.exists():
+        return
+    kept = sorted({row["section"] for row in _read_json(path)} - set(request.sections))
+    if kept:
+        raise FedmaskError(
+            f"{path}: holds rows of {', '.join(kept)}, which would be lost; give another output=, or delete it"
+        )
 
 
 def _measured(section: str, request: Request, before: Sequence[Row], began: float) -> list[Row]:
@@ -158,6 +171,9 @@ def rewrite_readme(output: Path, readme: Path = ROOT / "README.md") -> None:
     from benchmarks import tables
 
     rows, facts = _read_json(output / "benchmark.json"), _read_json(output / "machine.json")
+    missing = [section for section in SECTIONS if section not in {row["section"] for row in rows}]
+    if missing:
+        raise FedmaskError(f"{output}: lacks the sections {', '.join(missing)}; run section=all output={output}")
     if facts["is_trial"]:
         raise FedmaskError(f"{output}: holds a trial, whose figures mean nothing; measure without trial=true")
     tables.rewrite_readme(readme, rows, facts)
@@ -167,7 +183,10 @@ def rewrite_readme(output: Path, readme: Path = ROOT / "README.md") -> None:
 def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise FedmaskError(f"{path}: there is no such file; run section=all output={path.parent} first")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise FedmaskError(f"{path}: is not JSON ({error}); run section=all output={path.parent} again") from error
 
 
 if __name__ == "__main__":

@@ -489,6 +489,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _baselines(values)
     if values.get("runtime") == "ray" and values.get("workers", 1) > 1:
         yield f"workers={values['workers']}: for runtime=local; ray.client_cpus= says how many work at once on Ray"
+    if "clients" in values and values.get("workers", 1) > values["clients"]:
+        yield f"workers={values['workers']}: there are {values['clients']} clients; a worker without one has no use"
 
 
 def _baselines(values: Mapping[str, Any]) -> Iterator[str]:

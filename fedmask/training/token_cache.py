@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from fedmask.files import write_atomically
+from fedmask.files import home, write_atomically
 from fedmask.tasks.task import Split
 from fedmask.training.text import TokenizedSplit, check_length, takes_token_types, tokenize
 
@@ -28,10 +28,12 @@ _FORMAT = b"fedmask tokens 1"
 
 
 def cache_folder() -> Path:
-    """Where token ids are kept on this machine."""
+    """Where token ids are kept on this machine. Raises FedmaskError where there is no such place."""
     if folder := os.environ.get(FOLDER):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedmask"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "fedmask"
+    return home(FOLDER) / ".cache" / "fedmask"
 
 
 def cached_tokens(

@@ -491,8 +491,10 @@ def test_workers_are_of_one_machine_and_share_its_threads() -> None:
     with pytest.raises(ConfigError) as caught:
         build(changed(runtime="ray", workers=2))
     assert str(caught.value) == "workers=2: for runtime=local; ray.client_cpus= says how many work at once on Ray"
-    alone, many = (build(changed(threads=None, workers=workers)).threads for workers in (1, 10_000))
+    alone, many = (build(changed(threads=None, workers=workers, clients=10_000)).threads for workers in (1, 10_000))
     assert (alone, many) == (len(os.sched_getaffinity(0)), 1)
+    with pytest.raises(ConfigError, match=r"^workers=3: there are 2 clients; a worker without one has no use$"):
+        build(changed(workers=3, clients=2))
 
 
 def test_baselines_that_contradict_the_run() -> None:

@@ -235,12 +235,15 @@ def test_a_switch_that_leaves_another_model_ends_the_benchmark() -> None:
         switch._check_same_switch(encoder, entries, deltas, copies[::-1])
 
 
-def test_memory_of_idle_clients_grows_with_what_is_kept_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("new", [partial(bytes, 20_000), partial(torch.zeros, 5_000)])
+def test_memory_of_idle_clients_grows_with_what_is_kept_for_each(
+    new: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(switch, "NUM_CLIENTS", (2, 12))
-    kept: list[bytes] = []
+    kept: list[object] = []
 
     def hoarding(message: Message, context: Context) -> Message:
-        kept.append(bytes(20_000))
+        kept.append(new())
         return client_app(message, context)
 
     monkeypatch.setattr(switch, "client_app", hoarding)
@@ -284,6 +287,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         yield row(2.0, 1.0, 0.97)
         yield row(3.0, 4.0, None)
 
+    monkeypatch.setattr(benchmark, "SECTIONS", ("mask",))
     monkeypatch.setattr(benchmark, "_section", lambda name: rows)
     assert benchmark.main(["section=mask", f"output={tmp_path / 'out'}"]) == 0
     return tmp_path / "out"
@@ -313,6 +317,30 @@ def test_a_trial_never_comes_into_the_readme(measured: Path, tmp_path: Path) -> 
     with pytest.raises(FedmaskError, match="holds a trial"):
         benchmark.rewrite_readme(measured, readme)
     assert readme.read_text() == "<!-- benchmark -->\n<!-- /benchmark -->\n"
+
+
+def test_a_part_of_a_benchmark_never_comes_into_the_readme(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "SECTIONS", ("mask", "step"))
+    with pytest.raises(FedmaskError, match="lacks the sections step; run section=all"):
+        benchmark.rewrite_readme(measured, tmp_path / "README.md")
+
+
+def test_rows_of_other_sections_are_not_lost(
+    measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "SECTIONS", ("mask", "inference"))
+    before = (measured / "benchmark.json").read_bytes()
+    assert benchmark.main(["section=inference", f"output={measured}"]) == 2
+    assert "benchmark.json: holds rows of mask, which would be lost" in capsys.readouterr().err
+    assert (measured / "benchmark.json").read_bytes() == before
+
+
+def test_a_damaged_benchmark_is_told_in_one_line(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (measured / "benchmark.json").write_text("[{")
+    assert benchmark.main(["readme=true", f"output={measured}"]) == 2
+    assert "benchmark.json: is not JSON" in capsys.readouterr().err
 
 
 def test_a_readme_without_a_place_is_left_alone(measured: Path, tmp_path: Path) -> None:
