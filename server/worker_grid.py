@@ -40,6 +40,10 @@ MESSAGES_AHEAD = 2
 """Messages that a worker has at a time: one to work on, one that is there when it has done with it."""
 
 
+_IMPORTED_LATE = ("transformers.modeling_utils", "transformers.models.bert.modeling_bert")
+"""What loading a model imports: 100 MB and two seconds, which workers share when it is there before them."""
+
+
 class WorkerGrid(LocalGrid):
     """A federation of `num_clients` nodes in `num_workers` processes, which end with the block."""
 
@@ -48,7 +52,7 @@ class WorkerGrid(LocalGrid):
         super().__init__(_load(client_app), num_clients, seed)
         self._worker_of = {node: number % num_workers for number, node in enumerate(self.get_node_ids())}
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload([client_app.partition(":")[0], __name__])
+        self._processes.set_forkserver_preload([client_app.partition(":")[0], __name__, *_IMPORTED_LATE])
         self._work_arguments = (client_app, num_clients, seed)
         self._state_folder: Path | None = None
         self._workers = [self._start_worker() for _ in range(num_workers)]
