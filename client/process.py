@@ -173,7 +173,8 @@ def _run_in_process(setup_bytes: bytes) -> RunInProcess:
 def texts_for(settings: Settings) -> Texts:
     """The texts of a run's clients; shared by the runs of one process that differ in how they train only."""
     clients = population(settings.data, settings.clients, settings.seed, pooled=settings.baseline == "central")
-    return _texts(json.dumps(dataclasses.asdict(settings.model), sort_keys=True), clients, settings.data.max_length)
+    model = dataclasses.asdict(settings.model) | {"device": settings.device}
+    return _texts(json.dumps(model, sort_keys=True), clients, settings.data.max_length)
 
 
 @lru_cache(maxsize=2)

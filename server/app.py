@@ -199,6 +199,7 @@ def settings_for(config: RunConfig, run_id: str | None = None) -> Settings:
         rank=config.mask.rank or 0,
         baseline=config.baseline,
         seed=config.seed,
+        device=config.device,
         threads=config.threads,
         run_id=run_id or secrets.token_hex(8),
     )

@@ -407,6 +407,11 @@ class RunConfig:
         int, "Processes that clients run in, with a base model and `threads` threads each; for runtime=local", _whole(1)
     ]
     seed: Annotated[int, "Seed of the whole run", _whole(0)]
+    device: Annotated[
+        str,
+        "Where clients' models compute; only on the CPU do runs repeat bit for bit",
+        _one_of(cpu="the CPU", cuda="an NVIDIA GPU that torch sees"),
+    ]
     threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "this process's share of the CPUs")]
     output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
     overwrite: Annotated[bool, "Whether a folder that already holds a run may be replaced", _switch()]

@@ -38,6 +38,8 @@ class Settings:
     """Width of HiWi's networks; 0: the delta is trained directly."""
     baseline: str
     seed: int
+    device: str
+    """Where the client's model computes."""
     threads: int
     run_id: str
     """16 hex digits, drawn once a run: names a folder of this run's own on a client. As long for every run."""
@@ -104,7 +106,7 @@ def _parse(data: bytes) -> tuple[Settings, str, bytes]:
     # It becomes a part of a path on the client.
     if not isinstance(settings.run_id, str) or not _RUN_ID.fullmatch(settings.run_id):
         raise ValueError(f"run_id {settings.run_id!r} is not of 16 hex digits")
-    for key in ("baseline", "seed"):
+    for key in ("baseline", "seed", "device"):
         _allowed(key, getattr(settings, key))
     for key, low, high in (("clients", 1, MAX_CLIENTS), ("threads", 1, MAX_THREADS), ("rank", 0, MAX_RANK)):
         value = getattr(settings, key)

@@ -83,6 +83,7 @@ VALID: dict[str, Any] = {
     "runtime": "local",
     "workers": 1,
     "seed": 0,
+    "device": "cpu",
     "threads": 2,
     "output": None,
     "overwrite": False,

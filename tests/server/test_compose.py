@@ -174,6 +174,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "runtime": "local",
         "workers": 2,
         "seed": 9,
+        "device": "cpu",
         "threads": 1,
         "output": f"{tmp_path}/run",
         "overwrite": True,
