@@ -133,7 +133,7 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
         raise
     recorder.close(strategy.test_scores)
     if config.baseline == "none" and mask is not None:
-        save_adapter(folder.adapter, strategy.state.delta, mask, base)
+        save_adapter(folder.adapter, strategy.held_delta, mask, base)
     summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
         "run_id": settings.run_id,
         "clients_never_drawn": strategy.num_never_drawn,
@@ -195,6 +195,7 @@ def settings_for(config: RunConfig, run_id: str | None = None) -> Settings:
         model=config.model,
         data=config.data,
         client=config.client,
+        codec=config.codec,
         clients=config.clients,
         rank=config.mask.rank or 0,
         baseline=config.baseline,

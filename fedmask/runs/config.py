@@ -115,6 +115,21 @@ def _geometry() -> Allowed:
     return Allowed("a mapping of names to numbers or words, model_type among them", read)
 
 
+def _codec() -> Allowed:
+    def read(value: object) -> str:
+        from fedmask.wire.codecs import codec  # numpy: late
+
+        if not isinstance(value, str):
+            raise ValueError
+        try:
+            return codec(value).spec
+        except FedmaskError as error:
+            raise ValueError from error
+
+    names = "fp32, fp16, bf16, int8, int4, sign"
+    return Allowed(f"{names}, topk:FRACTION or topk:FRACTION:NAME, each with +entropy behind it or without", read)
+
+
 def _or_null(allowed: Allowed, meaning: str) -> Allowed:
     def read(value: object) -> Any:
         return None if value is None else allowed.read(value)
@@ -339,6 +354,34 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class CodecConfig:
+    """How vectors become bytes on the wire."""
+
+    up: Annotated[str, "Codec of the clients' updates", _codec()]
+    down: Annotated[
+        str,
+        "Codec of the server's vectors; one that loses something sends what changed since the version that a client "
+        "holds, and what it lost is sent later",
+        _codec(),
+    ]
+    rotate: Annotated[
+        int,
+        "Of every vector only one of so many parts travels in a round, the same for all clients; 1: all of it",
+        _whole(1, 2**16),
+    ]
+    error_feedback: Annotated[
+        bool, "Whether a client adds to its next update what its codec, or the rotation, left out of the last", _switch()
+    ]
+
+    @property
+    def keeps_residuals(self) -> bool:
+        """Whether something of an update is left at the client for the next one."""
+        from fedmask.wire.codecs import codec  # numpy: late
+
+        return self.error_feedback and (self.rotate > 1 or not codec(self.up).is_lossless)
+
+
+@dataclass(frozen=True)
 class RayConfig:
     """Flower's simulation engine on Ray; read with runtime=ray only."""
 
@@ -377,6 +420,7 @@ class RunConfig:
     mask: MaskConfig
     client: ClientConfig
     server: ServerConfig
+    codec: CodecConfig
     ray: RayConfig
     log: LogConfig
     clients: Annotated[
@@ -445,7 +489,7 @@ def _keys(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
 SECTIONS: Mapping[str, type[Any]] = {
     name: hint for name, hint in get_type_hints(RunConfig).items() if isinstance(hint, type) and is_dataclass(hint)
 }
-"""The nested parts of a run's configuration: model, data, mask, client, server, ray, log."""
+"""The nested parts of a run's configuration: model, data, mask, client, server, codec, ray, log."""
 KEYS: Mapping[str, Key] = {
     **{key: entry for name, section in SECTIONS.items() for key, entry in _keys(section, f"{name}.")},
     **dict(_keys(RunConfig)),
