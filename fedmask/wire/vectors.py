@@ -1,7 +1,8 @@
 """Named flat vectors and their frames: what travels in every message, whatever the k numbers mean.
 
-A frame is  version u8 | codec u8 | combine u8 | length of name u8 | size u32 | layout digest, 16 bytes | length of
-body u32 | name | body , little-endian. A message's payload is its frames, one after the other.
+A frame is  version u8 | 0 u8 | combine u8 | length of name u8 | size u32 | layout digest, 16 bytes | length of body u32
+| name | body , little-endian; the body is a codec's output, which says itself how it is read. A message's payload is its
+frames, one after the other.
 """
 
 import struct
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmask.errors import FedmaskError, RejectedMessage
-from fedmask.wire.codecs import CODECS, CODECS_BY_NUMBER, Codec
+from fedmask.errors import CodecError, FedmaskError, RejectedMessage
+from fedmask.wire.codecs import codec, decode
 
-FRAME_VERSION = 1
+FRAME_VERSION = 2
 MAX_NAME_BYTES = 32
 
 COMBINE_NUMBERS = {"mean": 0}
@@ -35,7 +36,10 @@ class NamedVector:
     values: NDArray[np.float32]
     """float32 (k,)."""
     codec: str = "fp32"
+    """The spec to encode with. Of a vector that came this says nothing: its bytes needed no spec."""
     combine: str = "mean"
+    seed: int = 0
+    """Of the codec's rounding."""
 
 
 def frame(vector: NamedVector) -> bytes:
@@ -43,11 +47,10 @@ def frame(vector: NamedVector) -> bytes:
     name = vector.name.encode()
     if not 0 < len(name) <= MAX_NAME_BYTES:
         raise FedmaskError(f"vector name {vector.name!r} takes {len(name)} bytes; 1 to {MAX_NAME_BYTES} are allowed")
-    codec = CODECS[vector.codec]
-    body = codec.encode(vector.values)
+    body = codec(vector.codec).encode(vector.values, vector.seed)
     layout = bytes.fromhex(vector.layout_digest)[:16]
     header = _HEADER.pack(
-        FRAME_VERSION, codec.number, COMBINE_NUMBERS[vector.combine], len(name), vector.values.size, layout, len(body)
+        FRAME_VERSION, 0, COMBINE_NUMBERS[vector.combine], len(name), vector.values.size, layout, len(body)
     )
     return b"".join((header, name, body))
 
@@ -85,16 +88,15 @@ def unframe(payload: bytes, expected: Iterable[tuple[str, str, int]]) -> dict[st
             raise RejectedMessage("wrong-length", f"vector {name!r} has {header.size} values, expected {expected_size}")
         try:
             body = memoryview(payload)[end - header.body_length : end]
-            values = header.codec.decode(body, header.size)
-        except FedmaskError as error:
-            raise RejectedMessage("undecodable", f"vector {name!r}: {error}") from error
-        found[name] = NamedVector(name, layout_digest, values, header.codec.name, header.combine)
+            values = decode(body, header.size)
+        except CodecError as error:
+            raise RejectedMessage(error.cause, f"vector {name!r}: {error}") from error
+        found[name] = NamedVector(name, layout_digest, values, combine=header.combine)
     return found
 
 
 @dataclass(frozen=True)
 class _Header:
-    codec: Codec
     combine: str
     size: int
     layout: bytes
@@ -110,9 +112,9 @@ def _frames(payload: bytes) -> dict[str, tuple[int, int, _Header]]:
             raise RejectedMessage(
                 "undecodable", f"payload of {len(payload)} bytes ends inside the header at {position}"
             )
-        version, codec, combine, name_length, size, layout, body_length = _HEADER.unpack_from(payload, position)
-        if version != FRAME_VERSION or codec not in CODECS_BY_NUMBER or combine not in _COMBINE_NAMES:
-            numbers = f"version {version}, codec {codec}, combine {combine}"
+        version, reserved, combine, name_length, size, layout, body_length = _HEADER.unpack_from(payload, position)
+        if version != FRAME_VERSION or reserved or combine not in _COMBINE_NAMES:
+            numbers = f"version {version}, reserved {reserved}, combine {combine}"
             raise RejectedMessage("undecodable", f"frame at byte {position}: {numbers} are not all known")
         body = position + _HEADER.size + name_length
         end = body + body_length
@@ -121,7 +123,7 @@ def _frames(payload: bytes) -> dict[str, tuple[int, int, _Header]]:
         name = payload[body - name_length : body].decode("utf-8", errors="replace")
         if name in found:
             raise RejectedMessage("undecodable", f"frame at byte {position}: vector {name!r} stands in it twice")
-        header = _Header(CODECS_BY_NUMBER[codec], _COMBINE_NAMES[combine], size, layout, body_length)
+        header = _Header(_COMBINE_NAMES[combine], size, layout, body_length)
         found[name] = (position, end, header)
         position = end
     return found
