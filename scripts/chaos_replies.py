@@ -19,6 +19,7 @@ Change = Callable[[Message, np.random.Generator], None]
 """Spoils a reply in place."""
 
 _FIRST_HEADER_BYTES = 28
+_CODEC_HEADER_BYTES = 8
 _SIZE_AT, _LAYOUT_AT = 4, 8
 
 
@@ -110,10 +111,11 @@ def _huge_values(reply: Message, generator: np.random.Generator) -> None:
 
 
 def _with_value(reply: Message, generator: np.random.Generator, value: float) -> None:
-    """One entry of the first vector, anywhere in it."""
+    """One entry of the first vector, anywhere in it; it travels as fp32."""
     payload = bytearray(payload_of(reply.content))
     size = struct.unpack_from("<I", payload, _SIZE_AT)[0]
-    struct.pack_into("<f", payload, _body_start(payload) + 4 * int(generator.integers(size)), value)
+    first = _body_start(payload) + _CODEC_HEADER_BYTES
+    struct.pack_into("<f", payload, first + 4 * int(generator.integers(size)), value)
     _with_payload(reply, bytes(payload))
 
 

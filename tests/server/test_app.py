@@ -109,7 +109,7 @@ def test_communication_figures_are_those_of_the_ledger(plain_run: Run, tiny: Bas
         return sum(line[field] for line in lines if line["kind"] in kinds and line["direction"] in directions)
 
     both = {"up", "down"}
-    payload = 28 + len("delta") + 4 * 2061
+    payload = 28 + len("delta") + 8 + 4 * 2061
     assert found == {
         "mask_bytes_per_client": sum_of("wire_bytes", {"mask"}, both) / 4,
         "uplink_payload_bytes_per_client_round": payload,

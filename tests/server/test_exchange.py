@@ -59,7 +59,7 @@ def test_what_a_client_was_just_sent_is_not_sent_again(plain_run: Run) -> None:
         for line in plain_run.ledger
         if (line["client"], line["direction"], line["kind"]) == (0, "down", "evaluate")
     ]
-    full = 28 + len("delta") + 4 * 2061
+    full = 28 + len("delta") + 8 + 4 * 2061
     assert payloads == [full, full, 0]  # after each round the new delta; for the test split nothing new
 
 

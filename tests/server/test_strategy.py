@@ -445,7 +445,7 @@ def test_a_run_without_one_usable_reply_ends_in_one_line_and_without_a_summary(
 def test_local_heads_never_travel_and_stay_with_their_client(plain_run: Run) -> None:
     assert {line["kind"] for line in plain_run.ledger} == {"mask", "train", "evaluate"}
     trained = [line for line in plain_run.ledger if line["kind"] == "train"]
-    assert {line["payload_bytes"] for line in trained} == {28 + len("delta") + 4 * 2061}
+    assert {line["payload_bytes"] for line in trained} == {28 + len("delta") + 8 + 4 * 2061}
     assert len(set(plain_run.heads)) == 4
 
 

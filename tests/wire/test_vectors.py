@@ -1,5 +1,6 @@
 """fedmask.wire.vectors: frames come back bit for bit, and whatever else arrives is rejected with a cause."""
 
+import math
 import struct
 import tracemalloc
 
@@ -10,14 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
 from fedmask.errors import FedmaskError, RejectedMessage
+from fedmask.wire.codecs import codec, decode
 from fedmask.wire.vectors import COMBINE_NUMBERS, NamedVector, frame, frame_sizes, unframe
 
 LAYOUT, OTHER_LAYOUT = "ab" * 32, "cd" * 32
-CAUSES = {"undecodable", "wrong-layout", "wrong-length"}
+CAUSES = {"undecodable", "wrong-layout", "wrong-length", "not-finite"}
 EXPECTED = [("delta", LAYOUT, 5), ("head", OTHER_LAYOUT, 3)]
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=32).filter(lambda name: len(name.encode()) <= 32)
-vectors = stn.arrays(np.float32, st.integers(0, 100), elements=st.floats(width=32))
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+vectors = stn.arrays(np.float32, st.integers(0, 100), elements=finite)
 
 
 def two_frames() -> bytes:
@@ -56,7 +59,7 @@ def test_frames_come_back_bit_for_bit(sent: dict[str, tuple[np.ndarray, bytes]])
     assert list(found) == list(sent)
     for name, (values, digest) in sent.items():
         vector = found[name]
-        assert (vector.name, vector.layout_digest, vector.codec, vector.combine) == (name, digest.hex(), "fp32", "mean")
+        assert (vector.name, vector.layout_digest, vector.combine) == (name, digest.hex(), "mean")
         assert vector.values.dtype == np.float32
         assert vector.values.tobytes() == values.tobytes()
     assert frame_sizes(payload) == {name: len(data) for name, data in frames.items()}
@@ -68,8 +71,20 @@ def test_a_frame_costs_four_bytes_a_value_and_at_most_64(name: str, size: int) -
 
 
 def test_the_bytes_of_a_frame_are_those_of_the_docstring() -> None:
-    header = struct.pack("<BBBBI16sI", 1, 0, 0, 5, 2, bytes.fromhex(LAYOUT)[:16], 8)
-    assert delta_frame(values=np.array([1, 2], np.float32)) == header + b"delta" + struct.pack("<2f", 1, 2)
+    header = struct.pack("<BBBBI16sI", 2, 0, 0, 5, 2, bytes.fromhex(LAYOUT)[:16], 16)
+    body = struct.pack("<BBBBI2f", 1, 0, 0, 0, 2, 1, 2)
+    assert delta_frame(values=np.array([1, 2], np.float32)) == header + b"delta" + body
+
+
+def test_a_vector_is_encoded_by_the_codec_and_seed_it_names() -> None:
+    values = np.random.default_rng(0).standard_normal(600, dtype=np.float32)
+    for spec in ("int4+entropy", "topk:0.1:sign"):
+        body = codec(spec).encode(values, 9)
+        payload = delta_frame(values=values, codec=spec, seed=9)
+        assert payload.endswith(body)
+        assert len(payload) == len(body) + 28 + len("delta")
+        found = unframe(payload, [("delta", LAYOUT, 600)])["delta"].values
+        assert np.array_equal(found, decode(body, 600))
 
 
 def test_a_vector_that_may_come_need_not() -> None:
@@ -125,7 +140,7 @@ def test_a_vector_that_stands_in_it_twice() -> None:
         frame_sizes(once + once)
 
 
-@pytest.mark.parametrize(("position", "what"), [(0, "version 9"), (1, "codec 9"), (2, "combine 9")])
+@pytest.mark.parametrize(("position", "what"), [(0, "version 9"), (1, "reserved 9"), (2, "combine 9")])
 def test_numbers_that_are_not_known(position: int, what: str) -> None:
     payload = bytearray(delta_frame())
     payload[position] = 9
@@ -137,10 +152,17 @@ def test_numbers_that_are_not_known(position: int, what: str) -> None:
 
 def test_a_body_that_is_not_what_the_codec_makes() -> None:
     payload = bytearray(delta_frame())
-    struct.pack_into("<I", payload, 24, 16)
+    struct.pack_into("<I", payload, 24, 8 + 16)
     found = rejection(bytes(payload[:-4]))
     assert found.cause == "undecodable"
-    assert str(found) == "vector 'delta': fp32: 5 values take 20 bytes, found 16"
+    assert str(found) == "vector 'delta': codec bytes: 20 more are needed, 16 are left"
+
+
+def test_a_value_that_is_not_finite_has_a_cause_of_its_own() -> None:
+    payload = delta_frame()[:-4] + struct.pack("<f", math.nan)
+    found = rejection(payload)
+    assert found.cause == "not-finite"
+    assert str(found) == "vector 'delta': codec bytes: 1 of 5 values are not finite"
 
 
 @given(st.integers(1, len(two_frames()) - 1))
@@ -162,7 +184,7 @@ def test_where_a_cut_payload_ends_is_told() -> None:
 
 
 @settings(max_examples=300)
-@given(st.one_of(st.binary(max_size=200), st.binary(max_size=80).map(lambda tail: b"\x01\x00\x00\x05" + tail)))
+@given(st.one_of(st.binary(max_size=200), st.binary(max_size=80).map(lambda tail: b"\x02\x00\x00\x05" + tail)))
 def test_random_bytes_are_rejected_with_a_known_cause(payload: bytes) -> None:
     if payload:
         assert rejection(payload).cause in CAUSES

@@ -1,0 +1,23 @@
+"""Blocks of neighbouring values that share a scale; the last may be shorter. A scale is a bf16: it has float32's range,
+so that no block is too large or too small for it."""
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmask.wire.codecs.value_codec import Values
+
+
+def num_blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def in_blocks(values: Values, block: int) -> Values:
+    """(k,) -> (blocks, block), the last filled up with zeros."""
+    filled = np.zeros((num_blocks(values.size, block), block), np.float32)
+    filled.reshape(-1)[: values.size] = values
+    return filled
+
+
+def out_of_blocks(blocks: npt.NDArray[np.float32], size: int) -> Values:
+    """The inverse of `in_blocks`."""
+    return blocks.reshape(-1)[:size]
