@@ -381,7 +381,9 @@ class MaskedAveraging(Strategy):
         return TooFewRepliesError(f"round {server_round}: {usable} ({causes})")
 
     def _vectors_by_key(self) -> dict[tuple[str, str], NDArray[np.float32]]:
-        """All global vectors by name and layout digest."""
+        """All global vectors that travel, by name and layout digest."""
+        if not self._settings.exchanges_delta:
+            return {}
         heads = {("head", layout_digest): head for layout_digest, head in self.state.heads.items()}
         return {("delta", self._exchange.mask_digest): self.state.delta, **heads}
 

@@ -20,7 +20,7 @@ from fedmask.errors import RejectedMessage
 from fedmask.randomness import seed_for
 from fedmask.runs.config import CodecConfig
 from fedmask.wire.codecs import codec, decode
-from fedmask.wire.uplink import part_of
+from fedmask.wire.uplink import num_travelling, part_of
 from fedmask.wire.vectors import MAX_STEPS, WHOLE, Frame, frame, frames
 
 Values = NDArray[np.float32]
@@ -77,7 +77,7 @@ class Downlink:
         difference = values - before
         rounding = seed_for(self._seed, "downlink rounding", version, *key)
         body = self._codec.encode(difference if part is None else difference[part], rounding)
-        change = decode(body, values.size if part is None else len(part))
+        change = decode(body, num_travelling(values.size, part))
         return body, _with_change(before, change, part)
 
     @staticmethod
@@ -177,7 +177,7 @@ class Received:
             for steps in range(min(version - start.version, MAX_STEPS), 0, -1):
                 if steps in arrived:
                     part = part_of(size, self._rotate, version - steps + 1, self._seed)
-                    change = arrived[steps].decode(key[1], size if part is None else len(part))
+                    change = arrived[steps].decode(key[1], num_travelling(size, part))
                     values = _with_change(values, change, part)
         return _Held(version, values, zlib.crc32(values))
 

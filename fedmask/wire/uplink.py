@@ -6,7 +6,7 @@ others wait in the residual, without it they are dropped. A residual belongs to 
 goes on with the one it has, and one whose residual is lost begins with zeros, which loses one round's rounding.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -33,25 +33,33 @@ def encode_updates(
     """
     payload, after = [], dict[str, Values]()
     for update in updates:
-        before = residuals.get(update.name, np.zeros_like(update.values))
         rounding = seed_for(seed, "uplink rounding", server_round, client_id, update.name)
         part = part_of(update.values.size, config.rotate, server_round, seed)
-        body, after[update.name] = encode_with_feedback(codec(config.up), update.values, before, rounding, part)
+        if config.keeps_residuals:
+            before = residuals.get(update.name, np.zeros_like(update.values))
+            body, after[update.name] = encode_with_feedback(codec(config.up), update.values, before, rounding, part)
+        else:
+            body = codec(config.up).encode(update.values if part is None else update.values[part], rounding)
         payload.append(frame(update.name, update.layout_digest, body))
-    return b"".join(payload), after if config.feeds_back_up else {}
+    return b"".join(payload), after
 
 
 def decode_updates(
-    payload: bytes, expected: Iterable[tuple[str, str, int]], config: CodecConfig, server_round: int, seed: int
+    payload: bytes, expected: Sequence[tuple[str, str, int]], config: CodecConfig, server_round: int, seed: int
 ) -> list[NamedVector]:
     """The updates of a reply, each of its whole length: zero where an entry did not travel in this round.
 
     expected: (name, layout digest, size) of the vectors that travel. Raises RejectedMessage as `unframe` does.
     """
-    parts = {name: part_of(size, config.rotate, server_round, seed) for name, _, size in (expected := list(expected))}
     sizes = {name: size for name, _, size in expected}
-    travelling = [(name, layout, size if parts[name] is None else len(parts[name])) for name, layout, size in expected]
+    parts = {name: part_of(size, config.rotate, server_round, seed) for name, size in sizes.items()}
+    travelling = [(name, layout, num_travelling(size, parts[name])) for name, layout, size in expected]
     return [_spread(found, parts[name], sizes[name]) for name, found in unframe(payload, travelling).items()]
+
+
+def num_travelling(size: int, part: NDArray[np.int64] | None) -> int:
+    """How many entries of a vector of `size` travel where this part of it does."""
+    return size if part is None else len(part)
 
 
 def _spread(found: NamedVector, part: NDArray[np.int64] | None, size: int) -> NamedVector:

@@ -41,8 +41,6 @@ class NamedVector:
     values: NDArray[np.float32]
     """float32 (k,)."""
     combine: str = "mean"
-    seed: int = 0
-    """Of the codec's rounding."""
 
 
 @dataclass(frozen=True, slots=True)

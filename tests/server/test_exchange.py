@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from chaos_replies import rewrite
+from flwr.app import Context, Message, RecordDict
 
 import client.process
 import server.exchange
 from client.app import app as client_app
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
-from fedmask.wire.messages import config_of, pack, payload_of, wire_bytes
+from fedmask.wire.messages import facts_of, pack, payload_of, wire_bytes
 from server.exchange import MAX_HEAD_SIZE
 from server.local_grid import LocalGrid
 
@@ -59,7 +60,7 @@ def test_what_a_client_was_just_sent_is_not_sent_again(plain_run: Run) -> None:
         for line in plain_run.ledger
         if (line["client"], line["direction"], line["kind"]) == (0, "down", "evaluate")
     ]
-    full = 28 + len("delta") + 8 + 4 * 2061
+    full = 16 + len("delta") + 8 + 4 * 2061
     assert payloads == [full, full, 0]  # after each round the new delta; for the test split nothing new
 
 
@@ -82,7 +83,7 @@ def forgetful(kind: str) -> Callable[[Message, Context], Message]:
 
     def app(message: Message, context: Context) -> Message:
         asked = number_of(context) == 2 and message.metadata.message_type == kind
-        if asked and not done and config_of(message.content)["round"] == 2:
+        if asked and not done and facts_of(message.content)["round"] == 2:
             done.append(True)
             context.state = RecordDict()
         return client_app(message, context)
@@ -107,7 +108,7 @@ def test_a_client_that_lost_its_mask_is_sent_it_again_in_the_same_round(
 
 def test_a_client_that_lost_its_vectors_is_sent_them_again(federate: Callable[..., Run], plain_run: Run) -> None:
     def forget_before_test(message: Message, context: Context) -> Message:
-        is_test = config_of(message.content).get("split") == "test"
+        is_test = facts_of(message.content).get("split") == "test"
         if number_of(context) == 2 and is_test and not payload_of(message.content):
             client.process._run_in_process.cache_clear()
         return client_app(message, context)
@@ -126,7 +127,7 @@ def test_a_client_that_never_finds_what_it_lacks_is_counted(
 ) -> None:
     def lacking(number: int, request: Message, reply: Message) -> Message:
         if number == 1 and request.metadata.message_type == "train":
-            reply.content = pack(config={"missing": "vectors"})
+            reply.content = pack(facts={"missing": "vectors"})
         return reply
 
     run = federate("rounds=1", grid=filtering_grid(lacking))
@@ -172,8 +173,7 @@ def introduced(**facts: object) -> Callable[[Message, Context], Message]:
     def app(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         if message.metadata.message_type == "query.mask" and number_of(context) == 1:
-            told = dict(config_of(reply.content)) | {key.replace("_", "-"): value for key, value in facts.items()}
-            reply.content["config"] = ConfigRecord(told)  # type: ignore[arg-type]
+            rewrite(reply, facts=facts_of(reply.content) | {key.replace("_", "-"): value for key, value in facts.items()})
         return reply
 
     return app
@@ -216,7 +216,7 @@ def test_a_client_that_cannot_be_set_up_stops_the_run_before_the_first_round(fed
 
 def test_a_client_that_cannot_be_set_up_again_is_counted_and_the_round_goes_on(federate: Callable[..., Run]) -> None:
     def app(message: Message, context: Context) -> Message:
-        if number_of(context) == 0 and config_of(message.content).get("round") == 2:
+        if number_of(context) == 0 and facts_of(message.content).get("round") == 2:
             context.state = RecordDict()
         if number_of(context) == 0 and message.metadata.message_type == "query.mask" and told:
             raise RuntimeError("no disk")
@@ -244,7 +244,7 @@ def test_one_head_layout_has_one_size(federate: Callable[..., Run]) -> None:
     def app(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         if message.metadata.message_type == "query.mask" and number_of(context) == 3:
-            config_of(reply.content)["head-size"] = 7
+            rewrite(reply, facts=facts_of(reply.content) | {"head-size": 7})
         return reply
 
     with pytest.raises(FedmaskError, match=r"clients \d and 3 give one head layout the sizes \d+ and 7"):
@@ -253,7 +253,7 @@ def test_one_head_layout_has_one_size(federate: Callable[..., Run]) -> None:
 
 def test_what_a_stopped_run_has_sent_is_in_its_ledger(federate: Callable[..., Run], tmp_path: Path) -> None:
     def app(message: Message, context: Context) -> Message:
-        if config_of(message.content).get("round") == 2:
+        if facts_of(message.content).get("round") == 2:
             raise RuntimeError("no disk")
         return client_app(message, context)
 
@@ -266,7 +266,7 @@ def test_what_a_stopped_run_has_sent_is_in_its_ledger(federate: Callable[..., Ru
 
 def test_failures_while_scoring_on_test_are_counted(federate: Callable[..., Run]) -> None:
     def app(message: Message, context: Context) -> Message:
-        if config_of(message.content).get("split") == "test" and number_of(context) == 1:
+        if facts_of(message.content).get("split") == "test" and number_of(context) == 1:
             raise RuntimeError("no disk")
         return client_app(message, context)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos_replies import rewrite
 from flwr.app import Context, Message
 
 import client.process
@@ -23,7 +24,7 @@ from client.app import app as client_app
 from fedmask.errors import FedmaskError
 from fedmask.runs.checkpoint import load_checkpoint
 from fedmask.sealed_file import read_sealed, write_sealed
-from fedmask.wire.messages import config_of
+from fedmask.wire.messages import facts_of
 from server.compose import compose
 
 Run = Any
@@ -153,7 +154,7 @@ def test_a_round_that_was_half_done_leaves_no_trace(
         return reply
 
     def is_second(message: Message) -> bool:
-        return config_of(message.content)["round"] == 2
+        return facts_of(message.content)["round"] == 2
 
     output = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -318,8 +319,8 @@ def test_a_client_whose_reply_was_rejected_is_not_ahead(
     """Its training in round 2 counts for nothing: it ends as one that was never asked then."""
 
     def rejected(client_id: int, request: Message, reply: Message) -> Message:
-        if (client_id, request.metadata.message_type) == (1, "train") and config_of(request.content)["round"] == 2:
-            reply.content["metrics"]["num-examples"] = -1
+        if (client_id, request.metadata.message_type) == (1, "train") and facts_of(request.content)["round"] == 2:
+            rewrite(reply, facts=facts_of(reply.content) | {"num-examples": -1})
         return reply
 
     def unasked(client_id: int, request: Message, reply: Message) -> Message:
@@ -327,7 +328,7 @@ def test_a_client_whose_reply_was_rejected_is_not_ahead(
 
     def app(message: Message, context: Context) -> Message:
         is_train = message.metadata.message_type == "train" and context.node_config["partition-id"] == 1
-        if is_train and config_of(message.content)["round"] == 2:
+        if is_train and facts_of(message.content)["round"] == 2:
             raise RuntimeError("not asked")
         return client_app(message, context)
 

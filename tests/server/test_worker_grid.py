@@ -182,11 +182,11 @@ HANGING_APP = """
 import time
 from client.app import app as client_app
 from flwr.clientapp import ClientApp
-from fedmask.wire.messages import config_of
+from fedmask.wire.messages import facts_of
 
 
 def app(message, context):
-    is_first = message.metadata.message_type == "train" and config_of(message.content)["round"] == 1
+    is_first = message.metadata.message_type == "train" and facts_of(message.content)["round"] == 1
     if is_first and context.node_config["partition-id"] == 1:
         time.sleep(3600)
     return client_app(message, context)
