@@ -1,6 +1,6 @@
 """Measure fedmask beside what people use today, in one run on this machine, as ratios:
 
-    python scripts/benchmark.py section=mask|step|switch|aggregate|simulate|inference|all [output=DIR] [trial=true]
+    python scripts/benchmark.py section=mask|step|switch|aggregate|codec|simulate|inference|all [output=DIR] [trial=true]
     python scripts/benchmark.py readme=true [output=DIR]
 
 Prints a table a section and writes DIR/benchmark.json (by default runs/benchmark), a list of rows `section`, `work`,
@@ -36,7 +36,7 @@ from fedmask.runs.console import console
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("section", "output", "trial", "readme")
-SECTIONS = ("mask", "step", "switch", "aggregate", "simulate", "inference")
+SECTIONS = ("mask", "step", "switch", "aggregate", "codec", "simulate", "inference")
 """In the order of section=all; each is a module of scripts/benchmarks with a function `rows(settings)`."""
 REPEATS = 7
 

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Context, Message
 
 import benchmark
-from benchmarks import aggregate, inference, mask, simulate, step, switch
+from benchmarks import aggregate, codec, inference, mask, simulate, step, switch
 from benchmarks.encoders import random_encoder
 from benchmarks.measure import Timing, alternate, in_fresh_process, memory_of, time_rows
 from benchmarks.rows import Row, Settings
