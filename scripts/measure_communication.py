@@ -434,7 +434,9 @@ def scored_rounds(run: Path) -> list[ScoredRound]:
     except (ValueError, TypeError, KeyError) as error:
         raise FedmaskError(f"{run / ROUNDS}: damaged ({error}); there is nothing to compare without it") from error
     until = dict(zip(sorted(by_round), accumulate(by_round[each] for each in sorted(by_round)), strict=True))
-    found = [ScoredRound(run.resolve().name, each, until[each], score) for each, score in scores.items() if score is not None]
+    found = [
+        ScoredRound(run.resolve().name, each, until[each], score) for each, score in scores.items() if score is not None
+    ]
     if not found:
         raise FedmaskError(f"{run}: no round of it was scored on the validation split")
     return found

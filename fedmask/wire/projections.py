@@ -24,9 +24,7 @@ def projections(num_parameters: int, num_biases: int, num_layers: int, hidden_si
     lora = num_layers * LORA_MATRICES_PER_LAYER * 2 * LORA_RANK * hidden_size
     return (
         Projection("full fine-tuning", "4 bytes x parameters", full_finetuning_bytes_each_way(num_parameters)),
-        Projection(
-            f"LoRA r={LORA_RANK}", "4 bytes x layers x (query, value) x 2 x r x hidden size", FP32_BYTES * lora
-        ),
+        Projection(f"LoRA r={LORA_RANK}", "4 bytes x layers x (query, value) x 2 x r x hidden size", FP32_BYTES * lora),
         Projection("BitFit", "4 bytes x biases", FP32_BYTES * num_biases),
         Projection("FedKSeed", f"2 bytes x {FEDKSEED_SEEDS} scalars of known seeds", FP16_BYTES * FEDKSEED_SEEDS),
     )

@@ -1,8 +1,8 @@
 """Named flat vectors and their frames: what travels in every message, whatever the k numbers mean.
 
-A frame is  version u8 | 0 u8 | combine u8 | length of name u8 | size u32 | layout digest, 16 bytes | length of body u32
-| name | body , little-endian; the body is a codec's output, which says itself how it is read. A message's payload is its
-frames, one after the other.
+A frame is  version u8 | 0 u8 | combine u8 | length of name u8 | size u32 | layout digest, 16 bytes | length of body
+u32 | name | body , little-endian. The body is a codec's output, which says itself how it is read. A message's payload
+is its frames, one after the other.
 """
 
 import struct
@@ -43,7 +43,7 @@ class NamedVector:
 
 
 def frame(vector: NamedVector) -> bytes:
-    """A vector as bytes: a header of at most 64 bytes, then the codec's output."""
+    """A vector as bytes: a header of at most 60 bytes, then the codec's output."""
     name = vector.name.encode()
     if not 0 < len(name) <= MAX_NAME_BYTES:
         raise FedmaskError(f"vector name {vector.name!r} takes {len(name)} bytes; 1 to {MAX_NAME_BYTES} are allowed")

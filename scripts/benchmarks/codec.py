@@ -1,4 +1,4 @@
-"""Every codec on a vector of roberta-large at density 0.0003, beside the stated limit: 20 ms, with entropy coding 50 ms.
+"""Every codec on a vector of roberta-large at density 0.0003, beside its limit: 20 ms, with entropy coding 50 ms.
 
 The limits are of encoding and decoding together on one core, so they stand against CPU time. fp32 beside a copy of the
 values is for information: what a header and a look for NaN cost.

@@ -258,6 +258,14 @@ def test_another_mean_than_flowers_ends_the_benchmark() -> None:
         aggregate.check_same_mean(updates, [1, 2, 4], records)
 
 
+def test_every_codec_stands_beside_its_limit() -> None:
+    rows = list(codec.rows(SETTINGS))
+    judged = {row.variant: row.rival_value for row in rows if row.target is not None}
+    assert set(judged) == {*codec.NAMES, *(f"{name}+entropy" for name in codec.NAMES)}
+    assert {limit for spec, limit in judged.items() if spec.endswith("+entropy")} == {0.05}
+    assert {limit for spec, limit in judged.items() if not spec.endswith("+entropy")} == {0.02}
+
+
 @pytest.mark.parametrize("work", ["vectors", "training"])
 def test_rounds_are_timed_without_the_first_and_without_scoring(work: str) -> None:
     if work == "vectors":
