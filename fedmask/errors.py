@@ -13,7 +13,7 @@ class MaskMismatchError(FedmaskError):
 
 
 class CodecError(FedmaskError):
-    """Bytes that are no vector of the expected length and finite values. `cause` is the one a message is rejected for."""
+    """Bytes that are no vector of the expected length and finite values; `cause` as of a RejectedMessage."""
 
     def __init__(self, detail: str, cause: str = "undecodable") -> None:
         super().__init__(detail)

@@ -1,4 +1,4 @@
-"""Bytes that no encoder wrote, at the one decoder: each must end in CodecError or in a finite vector of the right length.
+"""Bytes that no encoder wrote, at the one decoder: each must end in CodecError or in a finite vector of its length.
 
     python scripts/fuzz_codecs.py [strings=10000] [seed=0]
 

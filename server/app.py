@@ -29,7 +29,8 @@ from fedmask.runs.tensorboard import Scalars, check_installed
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
 from fedmask.training.text import check_length
-from fedmask.wire.ledger import Ledger, LedgerLine, full_finetuning_bytes_per_client_round
+from fedmask.wire.ledger import Ledger, LedgerLine
+from fedmask.wire.projections import full_finetuning_bytes_each_way
 from fedmask.wire.setup import Settings
 from server.compose import compose
 from server.scores import Scores
@@ -250,7 +251,7 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "uplink_bytes_per_client_round": ledger.bytes_per_client_round("up"),
             "downlink_bytes_per_client_round": ledger.bytes_per_client_round("down"),
             "total_bytes": ledger.total_bytes,
-            "full_finetuning_bytes_per_client_round": full_finetuning_bytes_per_client_round(base.num_parameters),
+            "full_finetuning_bytes_per_client_round": 2 * full_finetuning_bytes_each_way(base.num_parameters),
         },
     }
 

@@ -22,7 +22,8 @@ def encode_with_feedback(
     Raises FedmaskError where the sum is not finite.
     """
     travels = slice(None) if part is None else part
-    new_residual = values + residual
+    with np.errstate(over="ignore"):  # the codec says it
+        new_residual = values + residual
     corrected = new_residual[travels]
     data = codec.encode(corrected, seed)
     new_residual[travels] = corrected - decode(data, corrected.size)

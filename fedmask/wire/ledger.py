@@ -145,8 +145,3 @@ class Ledger:
 
 def _ratio(total: int, count: int) -> float:
     return total / count if count else 0.0
-
-
-def full_finetuning_bytes_per_client_round(num_parameters: int) -> int:
-    """A projection: every parameter in fp32, down and up, no framing."""
-    return 2 * 4 * num_parameters

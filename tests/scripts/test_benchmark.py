@@ -15,7 +15,7 @@ import torch
 from flwr.app import Context, Message
 
 import benchmark
-from benchmarks import aggregate, inference, mask, simulate, step, switch
+from benchmarks import aggregate, codec, inference, mask, simulate, step, switch
 from benchmarks.encoders import random_encoder
 from benchmarks.measure import Timing, alternate, in_fresh_process, memory_of, time_rows
 from benchmarks.rows import Row, Settings
@@ -259,6 +259,14 @@ def test_another_mean_than_flowers_ends_the_benchmark() -> None:
     aggregate.check_same_mean(updates, [1, 2, 3], records)
     with pytest.raises(FedmaskError, match=r"^aggregate: fedmask and Flower come to different means"):
         aggregate.check_same_mean(updates, [1, 2, 4], records)
+
+
+def test_every_codec_stands_beside_its_limit() -> None:
+    rows = list(codec.rows(SETTINGS))
+    judged = {row.variant: row.rival_value for row in rows if row.target is not None}
+    assert set(judged) == {*codec.NAMES, *(f"{name}+entropy" for name in codec.NAMES)}
+    assert {limit for spec, limit in judged.items() if spec.endswith("+entropy")} == {0.05}
+    assert {limit for spec, limit in judged.items() if not spec.endswith("+entropy")} == {0.02}
 
 
 @pytest.mark.parametrize("work", ["vectors", "training"])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmask.wire.ledger import Ledger, full_finetuning_bytes_per_client_round
+from fedmask.wire.ledger import Ledger
 
 
 @pytest.fixture
@@ -119,10 +119,6 @@ def test_an_empty_ledger_has_zeros() -> None:
     ledger = Ledger()
     assert (ledger.total_bytes, ledger.mask_bytes_per_client()) == (0, 0.0)
     assert (ledger.payload_bytes_per_client_round("up"), ledger.bytes_per_client_round("down")) == (0.0, 0.0)
-
-
-def test_full_fine_tuning_is_fp32_both_ways() -> None:
-    assert full_finetuning_bytes_per_client_round(22_713_216) == 2 * 4 * 22_713_216
 
 
 def test_a_rejected_message_travelled_and_was_not_accepted(ledger: Ledger) -> None:

@@ -23,7 +23,7 @@ def test_it_is_the_same_on_every_machine() -> None:
     assert [rotation(10, 3, server_round, 7).tolist() for server_round in (1, 2, 3, 4)] == GOLDEN
 
 
-GOLDEN: list[list[int]] = []
+GOLDEN = [[0, 1, 2, 3], [7, 8, 9], [4, 5, 6], [2, 3, 4, 6]]
 
 
 def test_cycles_and_seeds_differ() -> None:

@@ -1,10 +1,14 @@
 """Blocks of neighbouring values that share a scale; the last may be shorter. A scale is a bf16: it has float32's range,
 so that no block is too large or too small for it."""
 
+from typing import Any, TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 from fedmask.wire.codecs.value_codec import Values
+
+_Float = TypeVar("_Float", bound=np.floating[Any])
 
 
 def num_blocks(size: int, block: int) -> int:
@@ -18,6 +22,6 @@ def in_blocks(values: Values, block: int) -> Values:
     return filled
 
 
-def out_of_blocks(blocks: npt.NDArray[np.float32], size: int) -> Values:
-    """The inverse of `in_blocks`."""
-    return blocks.reshape(-1)[:size]
+def spread(scales: npt.NDArray[_Float], block: int, size: int) -> npt.NDArray[_Float]:
+    """Scales (blocks,) -> the scale of each value (k,)."""
+    return np.repeat(scales, block)[:size]

@@ -1,6 +1,6 @@
 """Values and the planes that travel: a header of 8 bytes, and the planes behind it, packed or entropy-coded.
 
-    version u8 | codec u8 | form u8 | log2 of the block u8 | k u32 | planes , little-endian
+version u8 | codec u8 | form u8 | log2 of the block u8 | k u32 | planes , little-endian
 """
 
 import struct

@@ -42,7 +42,8 @@ def _columns(symbols: Symbols, bits: int) -> list[Symbols]:
     """Symbols of at most 8 bits as they are; wider ones turned, byte by byte, the lowest first."""
     if bits <= 8:
         return [symbols]
-    turned = symbols << 1 | symbols >> (bits - 1)
+    one = symbols.dtype.type(1)
+    turned = symbols << one | symbols >> (symbols.dtype.type(bits) - one)
     return list(turned.astype(f"<u{bits // 8}").view(np.uint8).reshape(-1, bits // 8).T)
 
 
@@ -50,9 +51,9 @@ def _joined(columns: list[Symbols], bits: int) -> Symbols:
     """The inverse of `_columns`."""
     if bits <= 8:
         return columns[0]
-    dtype = np.dtype(f"u{bits // 8}")
-    turned = np.stack(columns, axis=1).reshape(-1).view(dtype.newbyteorder("<")).astype(dtype)
-    return turned >> 1 | turned << (bits - 1)
+    turned: Symbols = np.stack(columns, axis=1).reshape(-1).view(f"<u{bits // 8}")
+    one = turned.dtype.type(1)
+    return turned >> one | turned << (turned.dtype.type(bits) - one)
 
 
 # ---- one plane of at most 8 bits -------------------------------------------------------------------------------------
@@ -97,7 +98,7 @@ def _decode_ans(reader: Reader, count: int, lowest: int, highest: int) -> Symbol
         raise CodecError("codec bytes: a histogram without weights")
     try:
         coder = constriction.stream.stack.AnsCoder(words)
-        symbols = coder.decode(_model(codes), count)
+        symbols: npt.NDArray[np.int32] = coder.decode(_model(codes), count)
     except ValueError as error:
         raise CodecError(f"codec bytes: damaged entropy coding ({' '.join(str(error).split())})") from None
     if not coder.is_empty():

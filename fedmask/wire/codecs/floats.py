@@ -1,8 +1,8 @@
 """fp32, fp16 and bf16: one plane of the numbers' own bits.
 
-    fp32    4 bytes a value, lossless
-    fp16    2 bytes, rounded to the nearest: |error| <= 2^-11 |v| + 2^-25; beyond 65504 it saturates there
-    bf16    2 bytes, rounded to the nearest: |error| <= 2^-8 |v| + 2^-134, at any size
+fp32    4 bytes a value, lossless
+fp16    2 bytes, rounded to the nearest: |error| <= 2^-11 |v| + 2^-25; beyond 65504 it saturates there
+bf16    2 bytes, rounded to the nearest: |error| <= 2^-8 |v| + 2^-134, at any size
 """
 
 import numpy as np

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from fedmask.wire.codecs.blocks import in_blocks, num_blocks, out_of_blocks
+from fedmask.wire.codecs.blocks import in_blocks, num_blocks, spread
 from fedmask.wire.codecs.floats import from_bf16_bits
 from fedmask.wire.codecs.planes import Plane, Symbols
 from fedmask.wire.codecs.value_codec import ValueCodec, Values
@@ -29,8 +29,8 @@ def _to_planes(values: Values, block: int, seed: int, bits: int) -> list[Symbols
     scale_bits = _rounded_up(np.abs(blocks).max(axis=1, initial=0) / np.float32(top))
     scales = from_bf16_bits(scale_bits)
     # In float64: in float32 a small value's share of the scale would drown in u, and its mean be wrong.
-    shares = blocks / np.where(scales == 0, 1, scales).astype(np.float64)[:, None]
-    rounded = np.floor(out_of_blocks(shares, values.size) + _uniform(values.size, seed))
+    divisors = np.where(scales == 0, 1, scales).astype(np.float64)
+    rounded = np.floor(values / spread(divisors, block, values.size) + _uniform(values.size, seed))
     return [scale_bits, (np.minimum(rounded, top) + top).astype(np.uint8)]
 
 
@@ -38,12 +38,12 @@ def _from_planes(planes: list[Symbols], size: int, block: int, bits: int) -> Val
     scales = from_bf16_bits(planes[0])
     levels = planes[1].astype(np.float32) - np.float32(_top(bits))
     with np.errstate(over="ignore", invalid="ignore"):  # of bytes from anywhere
-        values = levels * out_of_blocks(np.repeat(scales, block), size)
-    return np.clip(values, -_LARGEST, _LARGEST)
+        values = levels * spread(scales, block, size)
+    return np.clip(values, -_LARGEST, _LARGEST, out=values)
 
 
 def _top(bits: int) -> int:
-    return 2 ** (bits - 1) - 1
+    return (1 << bits - 1) - 1
 
 
 def _rounded_up(scales: Values) -> npt.NDArray[np.uint16]:

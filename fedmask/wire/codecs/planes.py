@@ -4,7 +4,8 @@ A plane is unsigned integers (count,) below 2^bits, packed little-endian: two sy
 a byte, the first in its lowest bits. Both ends know count and bits from the number of values alone.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ Symbols = NDArray[np.unsignedinteger[Any]]
 """(count,) of uint8, uint16 or uint32: the smallest that holds `bits`."""
 
 
-class Plane(NamedTuple):
+@dataclass(frozen=True)
+class Plane:
     count: int
     bits: int
     """1, 4, 8, 16 or 32."""

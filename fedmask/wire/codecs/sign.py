@@ -6,7 +6,7 @@ feedback comes to its end. Signs are as good as random, so entropy coding wins n
 
 import numpy as np
 
-from fedmask.wire.codecs.blocks import in_blocks, num_blocks, out_of_blocks
+from fedmask.wire.codecs.blocks import in_blocks, num_blocks, spread
 from fedmask.wire.codecs.floats import bf16_bits, from_bf16_bits
 from fedmask.wire.codecs.planes import Plane, Symbols
 from fedmask.wire.codecs.value_codec import ValueCodec, Values
@@ -27,7 +27,7 @@ def _to_planes(values: Values, block: int, seed: int) -> list[Symbols]:
 
 def _from_planes(planes: list[Symbols], size: int, block: int) -> Values:
     scales, is_negative = from_bf16_bits(planes[0]), planes[1].astype(bool)
-    values = out_of_blocks(np.repeat(scales, block), size)
+    values = spread(scales, block, size)
     return np.negative(values, out=values, where=is_negative)
 
 

@@ -82,7 +82,9 @@ def decode(data: bytes | memoryview, size: int) -> Values:
 
 def _checked(values: Values) -> Values:
     if values.ndim != 1 or values.size > _MAX_VALUES:
-        raise FedmaskError(f"codec: values of shape {values.shape}; one dimension of at most {_MAX_VALUES:,} is encoded")
+        raise FedmaskError(
+            f"codec: values of shape {values.shape}; one dimension of at most {_MAX_VALUES:,} is encoded"
+        )
     values = np.ascontiguousarray(values, np.float32)
     is_finite = np.isfinite(values)
     if not is_finite.all():

@@ -41,7 +41,7 @@ def _is_among_largest(magnitudes: Values, count: int) -> npt.NDArray[np.bool_]:
     if count == magnitudes.size:
         return np.ones(magnitudes.size, bool)
     least = np.partition(magnitudes, magnitudes.size - count)[magnitudes.size - count]
-    chosen = magnitudes > least
+    chosen: npt.NDArray[np.bool_] = magnitudes > least
     tied = np.flatnonzero(magnitudes == least)
     chosen[tied[: count - np.count_nonzero(chosen)]] = True
     return chosen

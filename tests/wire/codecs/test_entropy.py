@@ -51,6 +51,14 @@ def test_one_symbol_alone_takes_two_bytes_and_none_no_byte() -> None:
     assert entropy.encode(np.empty(0, np.uint16), 16) == b""
 
 
+def test_bytes_on_the_wire_never_change() -> None:
+    """What the installed constriction makes of a histogram and of words is part of the wire."""
+    zeros_at_the_end = np.array([(number & -number).bit_length() - 1 for number in range(1, 201)], np.uint8)
+    assert entropy.encode(zeros_at_the_end, 4).hex(" ", -4) == GOLDEN
+
+
+GOLDEN = ""
+
 WORDS = struct.pack("<I", 1) + b"\x01\x00\x00\x00"
 
 
