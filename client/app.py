@@ -131,14 +131,12 @@ def train(message: Message, context: Context) -> Message:
     result = _train_locally(client, start_delta, start_head, server_round)
     if not (torch.isfinite(result.delta).all() and torch.isfinite(result.head).all()):
         raise FedmaskError(
-            f"client {client.data.client_id}: training in round {server_round} has come to numbers that are not finite; "
-            "lower client.learning_rate or client.head_learning_rate"
+            f"client {client.data.client_id}: training in round {server_round} has come to numbers that are not finite;"
+            " lower client.learning_rate or client.head_learning_rate"
         )
     updates = _updates(client, result, start_delta, start_head)
     settings, client_id = client.run.settings, client.data.client_id
-    payload, residuals = encode_updates(
-        updates, kept.residuals, settings.codec, server_round, client_id, settings.seed
-    )
+    payload, residuals = encode_updates(updates, kept.residuals, settings.codec, server_round, client_id, settings.seed)
     if settings.keeps_state:
         _keep(client, server_round, whole_number(asked, "state-round"), result, residuals)
     told |= {"num-examples": client.data.num_examples, "train-loss": result.mean_loss}
@@ -236,7 +234,11 @@ def _own_state(client: Client, asked: Facts) -> Kept:
 
 
 def _keep(
-    client: Client, server_round: int, state_round: int, result: LocalResult, residuals: Mapping[str, NDArray[np.float32]]
+    client: Client,
+    server_round: int,
+    state_round: int,
+    result: LocalResult,
+    residuals: Mapping[str, NDArray[np.float32]],
 ) -> None:
     """What does not travel, or has not yet, becomes the client's state after this round."""
     settings = client.run.settings

@@ -1,5 +1,5 @@
-"""What stays on a client from round to round: its task's head, in the baselines without exchange its own delta, and what
-a codec left out of its last update.
+"""What stays on a client from round to round: its task's head, in the baselines without exchange its own delta, and
+what a codec left out of its last update.
 
 A state belongs to (run, client, round): `client-00003/state/round-00002.safetensors` is what the client had after
 training in round 2, sealed with the three. A round begins from the state that the server names, the last whose reply it

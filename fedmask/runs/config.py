@@ -370,7 +370,9 @@ class CodecConfig:
         _whole(1, 2**16),
     ]
     error_feedback: Annotated[
-        bool, "Whether a client adds to its next update what its codec, or the rotation, left out of the last", _switch()
+        bool,
+        "Whether a client adds to its next update what its codec, or the rotation, left out of the last",
+        _switch(),
     ]
 
     @property

@@ -32,7 +32,6 @@ Expected = Sequence[tuple[str, str, int]]
 _CRC = struct.Struct("<I")
 
 
-
 @dataclass(frozen=True, eq=False)
 class Broadcast:
     """What the clients that follow hold, and how others come to hold it."""
@@ -125,7 +124,7 @@ class Downlink:
         """Of what a client holds that has these vectors of this version."""
         for name, layout_digest, size in expected:
             if (name, layout_digest) not in self._sums:
-                self._sums[name, layout_digest] = zlib.crc32(self.held(name, layout_digest, size))
+                self._sums[name, layout_digest] = zlib.crc32(self.held(name, layout_digest, size).data)
         return _of_all(self._sums[name, layout_digest] for name, layout_digest, _ in expected)
 
 
@@ -167,7 +166,7 @@ class Received:
 
     def _brought_up(self, key: Key, size: int, version: int, arrived: Mapping[int, Frame]) -> _Held:
         """The vector with all changes that have come and that it lacks: the checksum tells whether those are all."""
-        start = self._held.get(key) or _Held(0, zeros := np.zeros(size, np.float32), zlib.crc32(zeros))
+        start = self._held.get(key) or _Held(0, zeros := np.zeros(size, np.float32), zlib.crc32(zeros.data))
         if start.version == version and key in self._held:
             return start  # another client of this process was sent it
         if WHOLE in arrived:
@@ -179,7 +178,7 @@ class Received:
                     part = part_of(size, self._rotate, version - steps + 1, self._seed)
                     change = arrived[steps].decode(key[1], num_travelling(size, part))
                     values = _with_change(values, change, part)
-        return _Held(version, values, zlib.crc32(values))
+        return _Held(version, values, zlib.crc32(values.data))
 
 
 def _with_change(before: Values, change: Values, part: NDArray[np.int64] | None) -> Values:

@@ -1,4 +1,4 @@
-"""Facts and vectors <-> Flower records, and the bytes of a whole message. The one module of the library that knows Flower.
+"""Facts and vectors <-> Flower records, and the bytes of a whole message. The one module that knows Flower.
 
 A message's content is one record of packed bytes:  version u8 | length of facts u24 | facts, JSON | payload , where the
 facts are small (round, version, counts, a loss) and the payload is frames of vectors, or the mask and settings. Up to
@@ -72,7 +72,9 @@ def _opened(content: RecordDict) -> tuple[bytes, int]:
     (head,) = _HEADER.unpack_from(packed)
     version, start = head & 0xFF, _HEADER.size + (head >> 8)
     if version != _VERSION or start > min(len(packed), MAX_FACTS_BYTES):
-        raise RejectedMessage("undecodable", f"{len(packed)} packed bytes of version {version} with facts up to {start}")
+        raise RejectedMessage(
+            "undecodable", f"{len(packed)} packed bytes of version {version} with facts up to {start}"
+        )
     return packed, start
 
 

@@ -25,7 +25,12 @@ Residuals = Mapping[str, Values]
 
 
 def encode_updates(
-    updates: Sequence[NamedVector], residuals: Residuals, config: CodecConfig, server_round: int, client_id: int, seed: int
+    updates: Sequence[NamedVector],
+    residuals: Residuals,
+    config: CodecConfig,
+    server_round: int,
+    client_id: int,
+    seed: int,
 ) -> tuple[bytes, dict[str, Values]]:
     """The payload of one client's updates in a round, and the residuals after it: none without error feedback.
 

@@ -1,8 +1,8 @@
 """Named flat vectors and their frames: what travels in every message, whatever the k numbers mean.
 
-A frame is  version u8 | combine u8 | length of name u8 | steps u8 | layout digest, 8 bytes | length of body u32 | name |
-body , little-endian. The body is a codec's bytes, which say themselves which codec made them and of how many values. A
-message's payload is its frames, one after the other.
+A frame is  version u8 | combine u8 | length of name u8 | steps u8 | layout digest, 8 bytes | length of body u32 | name
+| body , little-endian. The body is a codec's bytes, which say themselves which codec made them and of how many values.
+A message's payload is its frames, one after the other.
 """
 
 import struct

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
 
 import client.app
 import client.process
@@ -104,9 +104,11 @@ def test_a_client_without_the_vectors_of_this_version_says_so(
 ) -> None:
     talk = federation()
     talk.tell(0)
-    talk.ask("evaluate", 0, zeros(mask), version=4, split="validation")
+    ones = whole("delta", mask.digest, np.ones(mask.num_selected, np.float32))
+    talk.ask("evaluate", 0, ones, version=4, split="validation")
     assert "counts" in facts_of(talk.ask("evaluate", 0, version=4, split="test").content)
-    assert dict(facts_of(talk.ask(kind, 0, version=5, **more).content)) == {"missing": "vectors"}
+    assert facts_of(talk.ask(kind, 0, version=5, sum=1, **more).content) == {"missing": "vectors"}
+    talk.ask("evaluate", 0, ones, version=4, split="validation")
     client.process._run_in_process.cache_clear()  # the process was restarted, the context was not
     assert dict(facts_of(talk.ask(kind, 0, version=4, **more).content)) == {"missing": "vectors"}
 

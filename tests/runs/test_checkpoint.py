@@ -148,7 +148,12 @@ def test_its_facts_are_json_and_its_numbers_safetensors(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, CHECKPOINT)
     content = (tmp_path / "round-00003.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert set(header) == {"__metadata__", "delta", f"head/{LAYOUT}"}
+    assert set(header) == {
+        "__metadata__",
+        *("delta", f"head/{LAYOUT}"),
+        *("held/delta", f"held/head/{LAYOUT}"),
+        *("change/0/delta", "change/1/delta", f"change/1/head/{LAYOUT}"),
+    }
     facts = json.loads(header["__metadata__"]["fedmask"])
     assert facts["format"] == "fedmask-checkpoint-1"
     assert facts["round"] == 3

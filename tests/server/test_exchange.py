@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_replies import rewrite
 from flwr.app import Context, Message, RecordDict
 
 import client.process
 import server.exchange
+from chaos_replies import rewrite
 from client.app import app as client_app
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
@@ -173,7 +173,9 @@ def introduced(**facts: object) -> Callable[[Message, Context], Message]:
     def app(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         if message.metadata.message_type == "query.mask" and number_of(context) == 1:
-            rewrite(reply, facts=facts_of(reply.content) | {key.replace("_", "-"): value for key, value in facts.items()})
+            rewrite(
+                reply, facts=facts_of(reply.content) | {key.replace("_", "-"): value for key, value in facts.items()}
+            )
         return reply
 
     return app

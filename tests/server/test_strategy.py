@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chaos_replies import rewrite
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 
+from chaos_replies import rewrite
 from client.app import app as client_app
 from client.process import population, texts_for
 from fedmask.errors import FedmaskError
@@ -29,8 +29,8 @@ from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalSettings, train_delta_and_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct
 from fedmask.training.text import tokenize
-from fedmask.wire.ledger import Ledger
 from fedmask.wire.codecs import codec
+from fedmask.wire.ledger import Ledger
 from fedmask.wire.messages import RECORD, facts_of, payload_of
 from fedmask.wire.vectors import frame, frames
 from server.app import select_mask, settings_for
@@ -317,8 +317,16 @@ FAULTS: dict[str, tuple[str, str, Change]] = {
     "no reply": ("no-reply", "no reply arrived in time", lambda reply: None),
     "NaN": ("not-finite", "1 of 2,061 values are not finite", lambda reply: with_value(reply, math.nan)),
     "infinity": ("not-finite", "1 of 2,061 values are not finite", lambda reply: with_value(reply, -math.inf)),
-    "too short": ("wrong-length", "they hold 2,060 values, 2,061 are expected", lambda reply: reframed(reply, size=2060)),
-    "too long": ("wrong-length", "they hold 2,062 values, 2,061 are expected", lambda reply: reframed(reply, size=2062)),
+    "too short": (
+        "wrong-length",
+        "they hold 2,060 values, 2,061 are expected",
+        lambda reply: reframed(reply, size=2060),
+    ),
+    "too long": (
+        "wrong-length",
+        "they hold 2,062 values, 2,061 are expected",
+        lambda reply: reframed(reply, size=2062),
+    ),
     "other mask": ("wrong-layout", "has layout abababab", lambda reply: reframed(reply, layout="ab" * 32)),
     "other name": ("undecodable", "vector 'head' is not expected", lambda reply: reframed(reply, name="head")),
     "twice": ("undecodable", "stands twice in the payload", twice),
@@ -464,8 +472,8 @@ def test_shared_heads_are_averaged_within_their_task_and_counted_under_their_own
         assert np.abs(found - start).max() > 1e-3
     assert run.kept(0, "head") != run.kept(1, "head")
     lines = [line for line in run.ledger if line["kind"] == "head"]
-    assert len(lines) == 4 * 3  # train down and up, validation down; the test split's request carries nothing
-    assert {line["payload_bytes"] for line in lines} == {28 + len("head") + 4 * 2 * 65}
+    assert len(lines) == 4 * 2  # train up, validation down: zeros to begin with are not sent, nor anything twice
+    assert {line["payload_bytes"] for line in lines} == {16 + len("head") + 8 + 4 * 2 * 65}
     assert all(line["wire_bytes"] == line["payload_bytes"] for line in lines)
 
 

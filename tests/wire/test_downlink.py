@@ -1,4 +1,4 @@
-"""fedmask.wire.downlink: whatever a client missed, it holds the server's bits in the end, and says so when it does not."""
+"""fedmask.wire.downlink: whatever a client missed, in the end it holds the server's bits, or says that it does not."""
 
 from collections.abc import Iterator
 

@@ -73,7 +73,9 @@ def test_wire_bytes_are_flowers_own_count_of_anything_that_is_packed(
         assert wire_bytes(sent) == flowers_count(sent)
 
 
-@pytest.mark.parametrize("length", [2**20 - 6, 2**20 - 5, 1_500_000, 6_000_000])  # in a record, in an array, in two chunks
+@pytest.mark.parametrize(
+    "length", [2**20 - 6, 2**20 - 5, 1_500_000, 6_000_000]
+)  # in a record, in an array, in two chunks
 def test_wire_bytes_of_large_payloads_are_flowers_own_count(length: int) -> None:
     sent = message(pack(bytes(length)))
     assert wire_bytes(sent) == flowers_count(sent)

@@ -16,7 +16,8 @@ SEED, CLIENT = 5, 3
 def updates(server_round: int) -> list[NamedVector]:
     generator = np.random.default_rng(server_round)
     return [
-        NamedVector(name, layout, generator.standard_normal(size, dtype=np.float32)) for name, layout, size in (DELTA, HEAD)
+        NamedVector(name, layout, generator.standard_normal(size, dtype=np.float32))
+        for name, layout, size in (DELTA, HEAD)
     ]
 
 

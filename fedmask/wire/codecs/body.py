@@ -42,7 +42,7 @@ def read_header(reader: Reader, size: int) -> Header:
     if header.codec != TOPK and header.codec not in VALUE_CODECS_BY_NUMBER:
         raise CodecError(f"codec bytes: codec {header.codec} is not known; is the other end of another version?")
     if header.size != size:
-        raise CodecError(f"codec bytes: they hold {header.size:,} values, {size:,} are expected")
+        raise CodecError(f"codec bytes: they hold {header.size:,} values, {size:,} are expected", cause="wrong-length")
     return header
 
 

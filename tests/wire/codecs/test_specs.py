@@ -242,7 +242,7 @@ def test_another_length_than_expected(spec: str, size: int) -> None:
         decode(data, size)
     assert (str(caught.value), caught.value.cause) == (
         f"codec bytes: they hold 10 values, {size:,} are expected",
-        "undecodable",
+        "wrong-length",
     )
 
 
