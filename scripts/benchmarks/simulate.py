@@ -148,6 +148,7 @@ def _introduce(message: Message, context: Context) -> Message:
         "mask-digest": _mask().digest,
         "head-layout": "0" * 64,
         "head-size": 1,
+        "data-digest": "0" * 16,
     }
     return Message(pack(config=facts), reply_to=message)
 

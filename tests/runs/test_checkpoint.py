@@ -19,8 +19,8 @@ STATE = ServerState(
     delta=np.array([0.1, -0.0, 3e-45], np.float32),
     heads={LAYOUT: np.arange(4, dtype=np.float32)},
     clients={
-        0: ClientRecord("première", "accuracy", LAYOUT, 4, state_round=3, is_drawn=True, holds_vectors=True),
-        7: ClientRecord("second", "spearman", "ef" * 32, 9, state_round=0, is_drawn=False, holds_vectors=False),
+        0: ClientRecord("première", "accuracy", LAYOUT, 4, "01" * 8, 3, is_drawn=True, holds_vectors=True),
+        7: ClientRecord("second", "spearman", "ef" * 32, 9, "23" * 8, 0, is_drawn=False, holds_vectors=False),
     },
 )
 CHECKPOINT = Checkpoint(STATE, 12.345, {"rounds.jsonl": 678, "communication.jsonl": 90123})

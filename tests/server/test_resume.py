@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def _content(path: Path, name: str) -> Any:
 def in_a_new_process() -> None:
     """What this process holds for a run's clients is gone, as it is when a new one resumes."""
     client.process._run_in_process.cache_clear()
+    client.process.population.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -407,6 +409,60 @@ def test_other_data_and_another_base_model_are_told(federate: Federate, tmp_path
         federate("mask.density=0.02", output=output, resume=True)
     in_a_new_process()
     assert len(federate(output=output, resume=True).rounds) == 2
+
+
+class NosyWatcher(StoppingWatcher):
+    """While a run goes on, somebody resumes it, replaces it, and replaces the run whose baseline it is."""
+
+    def __init__(self, federate: Federate, output: Path) -> None:
+        super().__init__(after_round=1)
+        self._federate, self._output = federate, output
+        self.refusals: list[str] = []
+
+    def round_ended(self, report: Any) -> None:
+        whole = self._output.parent.parent
+        for output, more in ((self._output, {"resume": True}), (self._output, {}), (whole, {})):
+            overwrite = () if more else ("overwrite=true",)
+            with pytest.raises(FedmaskError) as caught:
+                self._federate(*overwrite, output=output, **more)
+            self.refusals.append(str(caught.value))
+        super().round_ended(report)
+
+
+def test_two_processes_never_run_in_one_folder(federate: Federate, tmp_path: Path) -> None:
+    whole = federate("rounds=1", output=tmp_path / "run")
+    output = whole.folder / "compare" / "frozen"
+    watcher = NosyWatcher(federate, output)
+    with pytest.raises(StoppedError):
+        federate("baseline=frozen", output=output, watcher=watcher)
+    line = f"{output}: another process is running in this folder; wait for its end, or name another"
+    assert watcher.refusals == [line] * 3
+    assert (whole.folder / "summary.json").exists()
+    federate("baseline=frozen", output=output, resume=True)  # whoever has ended holds nothing
+
+
+@pytest.mark.parametrize("file", ["train", "validation", "test"])
+def test_rows_that_have_changed_under_their_tasks_name_are_told(file: str, federate: Federate, tmp_path: Path) -> None:
+    data, output = tmp_path / "data" / "only", tmp_path / "run"
+    data.mkdir(parents=True)
+    rows = "".join(f"text {row}\t{row % 2}\n" for row in range(40))
+    for split in ("train", "validation", "test"):
+        (data / f"{split}.tsv").write_text(f"text_a\tlabel\n{rows}")
+    settings = ("data=tsv", f"data.root={data.parent}", "data.tasks=[only]", "data.examples_per_client=null")
+    with pytest.raises(StoppedError):
+        federate(*settings, output=output, watcher=StoppingWatcher(1))
+    path = data / f"{file}.tsv"
+    path.write_text(path.read_text().replace("text 7\t1", "text 7\t0"))
+    in_a_new_process()
+    with pytest.raises(FedmaskError) as caught:
+        federate(*settings, output=output, resume=True)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith("; resume with the data that the run was begun with")
+    assert re.search("client [0-3] is not what it was when the run stopped: it was task only, .* data ", message)
+    path.write_text(path.read_text().replace("text 7\t0", "text 7\t1"))
+    in_a_new_process()
+    assert len(federate(*settings, output=output, resume=True).rounds) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------------------
