@@ -12,7 +12,6 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from flwr.app import Context, Message
 
 import client.process
 from client.app import app as client_app
+from faults.dying import die_in_write
+from faults.left import left_by
 from fedmask.errors import FedmaskError
 from fedmask.runs.checkpoint import load_checkpoint
 from fedmask.sealed_file import read_sealed, write_sealed
@@ -60,36 +61,6 @@ class StoppingWatcher:
     def resumed(self, after_round: int, resent: Any) -> None: ...
 
 
-@dataclass(frozen=True)
-class Left:
-    """All that a run leaves but what may differ: seconds, and its name run_id."""
-
-    files: dict[str, Any]
-
-    @classmethod
-    def by(cls, folder: Path) -> "Left":
-        found = {}
-        for path in sorted(folder.rglob("*")):
-            name = str(path.relative_to(folder))
-            if path.is_file() and name not in ("resumes.jsonl", "report.html"):
-                found[name] = _content(path, name)
-        return cls(found)
-
-
-def _content(path: Path, name: str) -> Any:
-    if name.startswith("checkpoints/") or "/state/" in name:
-        facts, vectors = read_sealed(path, "checkpoint" if name.startswith("checkpoints/") else "client-state")
-        without = {key: value for key, value in facts.items() if key not in ("run_id", "seconds", "file_bytes")}
-        return without, {vector: values.tobytes() for vector, values in vectors.items()}
-    if name == "rounds.jsonl":
-        return [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
-    if name == "summary.json":
-        return json.loads(path.read_text()) | {"seconds": 0, "run_id": ""}
-    if name == "config.yaml":
-        return [line for line in path.read_text().splitlines() if not line.startswith("output:")]
-    return path.read_bytes()
-
-
 def in_a_new_process() -> None:
     """What this process holds for a run's clients is gone, as it is when a new one resumes."""
     client.process._run_in_process.cache_clear()
@@ -123,7 +94,7 @@ def test_a_run_that_is_stopped_after_a_round_ends_as_if_it_had_not_been(
     assert len((output / "rounds.jsonl").read_text().splitlines()) == done
     in_a_new_process()
     run = federate(*MODES[mode], output=output, resume=True)
-    assert Left.by(output) == Left.by(undisturbed(mode).folder)
+    assert left_by(output) == left_by(undisturbed(mode).folder)
     assert [report.round for report in run.watched.reports] == list(range(done + 1, 4))
     (line,) = [json.loads(line) for line in (output / "resumes.jsonl").read_text().splitlines()]
     assert line["after_round"] == done
@@ -165,7 +136,7 @@ def test_a_round_that_was_half_done_leaves_no_trace(
     assert (output / "clients" / "client-00002" / "state" / "round-00002.safetensors").exists()
     in_a_new_process()
     federate(*MODES["local heads"], output=output, resume=True)
-    assert Left.by(output) == Left.by(undisturbed("local heads").folder)
+    assert left_by(output) == left_by(undisturbed("local heads").folder)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -186,43 +157,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same_run(
     (line,) = caplog.messages
     assert line.startswith(f"{last}: damaged (")
     assert [report.round for report in run.watched.reports] == [2, 3]
-    assert Left.by(output) == Left.by(undisturbed(mode).folder)
+    assert left_by(output) == left_by(undisturbed(mode).folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Killed
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def die_in_write(work: Callable[[], object], part_of_path: str, number: int) -> None:
-    """Kill this process with half of the content written, at this write of a file with such a path."""
-    opened, left = Path.open, [number]
-
-    def open_(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        file = opened(path, mode, *args, **kwargs)
-        if "w" in mode and part_of_path in str(path):
-            left[0] -= 1
-            if not left[0]:
-                return _DyingFile(file)
-        return file
-
-    Path.open = open_  # type: ignore[method-assign, assignment] # the process ends here
-    work()
-
-
-class _DyingFile:
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def __enter__(self) -> "_DyingFile":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def write(self, content: bytes) -> None:
-        self._file.write(content[: len(content) // 2])
-        self._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def in_a_fork(work: Callable[[], object], seconds: float = 300) -> int:
@@ -277,7 +217,7 @@ def test_a_run_that_is_killed_five_times_ends_as_if_it_had_not_been(
     in_a_new_process()
     go_on()
     assert [line for line in caplog.messages if "damaged" in line] == []
-    assert Left.by(output) == Left.by(expected)
+    assert left_by(output) == left_by(expected)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -375,7 +315,7 @@ def test_before_the_first_checkpoint_a_run_starts_over_and_says_so(
     in_a_new_process()
     federate(*settings, output=output, resume=True)
     assert caplog.messages == [f"{output}: no round of this run has ended; it starts over"]
-    assert Left.by(output) == Left.by(undisturbed("local heads").folder)
+    assert left_by(output) == left_by(undisturbed("local heads").folder)
 
 
 def test_where_no_checkpoint_is_whole_it_is_one_line_and_nothing_is_touched(federate: Federate, tmp_path: Path) -> None:
