@@ -1,4 +1,4 @@
-"""What it costs to keep a run's state on the disk, round by round: the server's, its clients', and both in a real round.
+"""What it costs to keep a run's state on the disk, round by round: the server's, its clients', both in a real round.
 
 Files are written where the benchmark is started, under runs/, for TMPDIR may be memory, where a flush costs nothing.
 """
@@ -99,9 +99,7 @@ def _in_a_round(settings: Settings, folder: Path) -> Iterator[Row]:
     timed: list[tuple[float, float, float]] = in_fresh_process(rounds_of, folder / "run", model, clients, rounds)
     server, all_clients, whole = (median(column) for column in zip(*timed, strict=True))
     limit = f"{100 * MOST_OF_A_ROUND:g}% of the round"
-    yield Row(
-        "checkpoint", work, BOTH, limit, server + all_clients, MOST_OF_A_ROUND * whole, "s a round", target=1.0
-    )
+    yield Row("checkpoint", work, BOTH, limit, server + all_clients, MOST_OF_A_ROUND * whole, "s a round", target=1.0)
     yield Row("checkpoint", work, SERVER, CLIENTS, server, all_clients, "s a round")
 
 

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from faults.left import differences, left_by
 from faults.outcome import Outcome, Settings
@@ -245,7 +244,7 @@ def _outcome(chains: list[Chain], expected: Finished) -> Outcome:
         passed=survived.total() == total.total(),
         columns=("killed by SIGKILL", "kills", "of runs that ended in the same bits"),
         rows=tuple((kind, str(total[kind]), str(survived[kind])) for kind in sorted(total)),
-        notes=tuple([*faults, *_notes(len(chains), found_writing, expected)]),
+        notes=(*faults, *_notes(len(chains), found_writing, expected)),
     )
 
 
