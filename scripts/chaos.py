@@ -93,13 +93,15 @@ def read_request(arguments: Sequence[str]) -> Request:
             given[key] = value
         else:
             overrides.append(argument)
-    compose(overrides)  # all faults of the others at once
+    config = compose(overrides)  # all faults of the others at once
     amounts = {part: _amount(part, given[part]) for part in PARTS if part in given}
     wanted = {part: amount for part, amount in amounts.items() if amount}
     if given["report"] not in ("true", "false"):
         raise FedmaskError(f"report={given['report']}: must be true or false")
     if bool(wanted) == (given["report"] == "true"):
         raise FedmaskError(f"give either one of {', '.join(PARTS)}, each above 0, or report=true")
+    if wanted.keys() - {"kills"} and (config.workers > 1 or config.baseline != "none"):
+        raise FedmaskError(f"workers={config.workers} baseline={config.baseline}: give these to kills alone")
     return Request(wanted, tuple(overrides), int(_whole("jobs", given["jobs"], 1)), Path(given["output"]))
 
 
@@ -131,7 +133,7 @@ def run(request: Request) -> int:
     from faults.pages import terminal_table
     from fedmask.runs.console import console
 
-    began, passed = time.monotonic(), True
+    began, commit, passed = time.monotonic(), commit_of(ROOT), True
 
     def say(what: str) -> None:
         console.print(f"[{time.monotonic() - began:5.0f} s] {what}", markup=False)
@@ -139,7 +141,7 @@ def run(request: Request) -> int:
     settings = Settings(request.overrides, request.output, request.jobs, say)
     for part, amount in request.amounts.items():
         outcome = _part(part)(amount, settings)
-        _keep(request, part, outcome)
+        _keep(request, part, outcome, commit)
         console.print(terminal_table(outcome))
         for line in (*outcome.notes, f"{'met' if outcome.passed else 'MISSED'}: {outcome.figure}"):
             console.print(line, markup=False)
@@ -163,13 +165,13 @@ def _part(name: str) -> Callable[[Any, Settings], Outcome]:
     return parts[name]
 
 
-def _keep(request: Request, part: str, outcome: Outcome) -> None:
+def _keep(request: Request, part: str, outcome: Outcome, commit: str) -> None:
     """Into chaos.json, beside the other parts' outcomes."""
     path = request.output / RESULTS
     found = _read(path) if path.exists() else {}
     found[part] = outcome.to_json() | {
         "command": _command(part, request),
-        "commit": commit_of(ROOT),
+        "commit": commit,
         "date": date.today().isoformat(),
     }
     ordered = {name: found[name] for name in PARTS if name in found}

@@ -29,7 +29,7 @@ from server.strategy import RoundReport
 
 NUM_VALUES, NUM_CLIENTS = 106_500, 1_000
 HIDDEN_SIZE = 384
-ROUND_CLIENTS, ROUNDS = 14, 5
+ROUND_CLIENTS, EXAMPLES, ROUNDS = 14, 100, 5
 SERVER, CLIENTS, BOTH = "the server's state", "all clients' states", "the server's state and all clients'"
 MOST_SECONDS, MOST_OF_A_ROUND = 0.050, 0.02
 
@@ -93,20 +93,26 @@ def clients_write(folder: Path, num_clients: int) -> Callable[[], None]:
 
 
 def _in_a_round(settings: Settings, folder: Path) -> Iterator[Row]:
-    model, clients, rounds = ("tiny", 5, 2) if settings.is_trial else ("minilm", ROUND_CLIENTS, ROUNDS)
-    work = f"{model}, {clients} clients, local heads"
+    model, clients, examples, rounds = (
+        ("tiny", 5, 4, 2) if settings.is_trial else ("minilm", ROUND_CLIENTS, EXAMPLES, ROUNDS)
+    )
+    work = f"{model}, {clients} clients x {examples} examples, local heads"
     settings.say(f"{work}, {rounds} rounds")
-    timed: list[tuple[float, float, float]] = in_fresh_process(rounds_of, folder / "run", model, clients, rounds)
+    timed: list[tuple[float, float, float]] = in_fresh_process(
+        rounds_of, folder / "run", model, clients, examples, rounds
+    )
     server, all_clients, whole = (median(column) for column in zip(*timed, strict=True))
     limit = f"{100 * MOST_OF_A_ROUND:g}% of the round"
     yield Row("checkpoint", work, BOTH, limit, server + all_clients, MOST_OF_A_ROUND * whole, "s a round", target=1.0)
     yield Row("checkpoint", work, SERVER, CLIENTS, server, all_clients, "s a round")
 
 
-def rounds_of(folder: Path, model: str, clients: int, num_rounds: int) -> list[tuple[float, float, float]]:
+def rounds_of(
+    folder: Path, model: str, clients: int, examples: int, num_rounds: int
+) -> list[tuple[float, float, float]]:
     """Of each round but the first, seconds: the server's state written, the clients' states written, all of it."""
     weights = "pretrained" if model == "minilm" and bundled_minilm() is not None else "random"
-    sizes = [f"clients={clients}", f"rounds={num_rounds}", "score_test=false"]
+    sizes = [f"clients={clients}", f"data.examples_per_client={examples}", f"rounds={num_rounds}", "score_test=false"]
     config = compose([f"model={model}", f"model.weights={weights}", *sizes, f"output={folder}"])
     server, states = Stopwatch(), Stopwatch()
     observer = _Rounds(server, states)

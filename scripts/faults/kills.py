@@ -27,7 +27,7 @@ from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
 from fedmask.randomness import seed_for
 from fedmask.runs.config import RunConfig
-from fedmask.runs.folder import CHECKPOINTS, CLIENTS, holds_run
+from fedmask.runs.folder import ADAPTER, CHECKPOINTS, CLIENTS, holds_run
 from server.compose import compose
 
 SIMULATE = Path(__file__).resolve().parent.parent / "simulate.py"
@@ -239,8 +239,8 @@ def _outcome(chains: list[Chain], expected: Finished) -> Outcome:
     return Outcome(
         title="A process that is killed and resumed",
         limit="every kill ends in the bits of the undisturbed run",
-        figure=f"{survived.total()} of {total.total()} kills did, {total[IN_CHECKPOINT]} of them in the writing of a "
-        "checkpoint",
+        figure=f"{survived.total()} of {total.total()} kills ended in the same bits, {survived[IN_CHECKPOINT]} of them "
+        "in the writing of a checkpoint",
         passed=survived.total() == total.total(),
         columns=("killed by SIGKILL", "kills", "of runs that ended in the same bits"),
         rows=tuple((kind, str(total[kind]), str(survived[kind])) for kind in sorted(total)),
@@ -249,7 +249,8 @@ def _outcome(chains: list[Chain], expected: Finished) -> Outcome:
 
 
 def _notes(num_chains: int, found_writing: int, expected: Finished) -> Iterator[str]:
-    digest = hashlib.sha256(expected.adapter).hexdigest()
+    adapter = expected.folder / ADAPTER
+    digest = f" (SHA-256 {hashlib.sha256(adapter.read_bytes()).hexdigest()[:16]}...)" if adapter.exists() else ""
     yield (
         f"{num_chains} runs of {expected.config.rounds} rounds, up to {KILLS_A_CHAIN} kills each; a kill counts where "
         "the process died of it. Random moments are drawn evenly over what was left to do once the data were read; "
@@ -257,6 +258,6 @@ def _notes(num_chains: int, found_writing: int, expected: Finished) -> Iterator[
         "was on the disk."
     )
     yield (
-        f"Same bits: the adapter's SHA-256 ({digest[:16]}...), heads, clients' states, checkpoints, rounds.jsonl and "
-        "summary.json but for seconds, communication.jsonl; and no resume found a damaged file."
+        f"Same bits: the adapter{digest}, heads, clients' states, checkpoints, rounds.jsonl and summary.json but for "
+        "seconds, communication.jsonl; and no resume found a damaged file."
     )

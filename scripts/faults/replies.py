@@ -4,6 +4,7 @@ Half of the clients are bad: each of their replies to a training message is spoi
 in turn. None may be accepted, none may end the run, and what the good half comes to must have the same bits.
 """
 
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from flwr.app import Message
 from chaos_replies import KINDS, malformed
 from faults.outcome import Outcome, Settings
 from faults.runs import Finished, finished_run, is_train, round_of
+from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
+from fedmask.runs.folder import holds_run
 from fedmask.wire.ledger import UNKNOWN_CLIENT
 from server.app import SilentObserver
 from server.compose import compose
@@ -69,8 +72,13 @@ class Causes(SilentObserver):
 
 
 def replies(number: int, settings: Settings) -> Outcome:
-    """Spoil `number` replies. Both runs are made anew: what was rejected before a stop would not be known."""
+    """Spoil `number` replies. Both runs are made anew each time: what was rejected before a stop would not be known.
+
+    Raises FedmaskError for a federation of one client.
+    """
     config = compose([*DEFAULTS, *settings.overrides])
+    if config.clients < 2:
+        raise FedmaskError("clients=1: replies needs a good client and a bad one")
     bad = Bad(range((config.clients + 1) // 2, config.clients), number, config.seed)
     rounds = -(-number // len(bad.clients))
     overrides = [*DEFAULTS, *settings.overrides, f"rounds={rounds}", f"score_every={rounds}", "clients_per_round=null"]
@@ -78,7 +86,9 @@ def replies(number: int, settings: Settings) -> Outcome:
     for name, change, observer in (("spoiled", bad.spoil, causes), ("silent", bad.drop, SilentObserver())):
         settings.say(f"replies: {rounds} rounds, the replies of {len(bad.clients)} of {config.clients} clients {name}")
         folder = settings.output / "replies" / name
-        runs.append(finished_run(folder, [*overrides, "overwrite=true"], change, observer))
+        if holds_run(folder):
+            shutil.rmtree(folder)
+        runs.append(finished_run(folder, overrides, change, observer))
     return _outcome(bad, causes.by_reply, _differences(*runs, bad.clients.start))
 
 

@@ -337,5 +337,5 @@ def test_the_state_is_written_as_a_run_writes_it(tmp_path: Path) -> None:
 
 
 def test_what_writing_takes_is_a_part_of_the_round(tmp_path: Path) -> None:
-    ((server, clients, whole),) = checkpoint.rounds_of(tmp_path / "run", "tiny", clients=5, num_rounds=2)
+    ((server, clients, whole),) = checkpoint.rounds_of(tmp_path / "run", "tiny", clients=5, examples=2, num_rounds=2)
     assert 0 < server < server + clients < whole

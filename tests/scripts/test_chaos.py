@@ -73,6 +73,9 @@ def settings(tmp_path: Path) -> Settings:
         (["kills=1", "report=true"], "give either one of kills, "),
         (["report=yes"], "report=yes: must be true or false"),
         (["report=true"], "runs/chaos/chaos.json: there is no such file; run the parts with output=runs/chaos first"),
+        (["loss=0.5", "workers=2"], "workers=2 baseline=none: give these to kills alone"),
+        (["kills=1", "loss=0.5", "baseline=alone"], "workers=1 baseline=alone: give these to kills alone"),
+        (["replies=1", "clients=1", "data.tasks=[topic]"], "clients=1: replies needs a good client and a bad one"),
         (["kills=1", "rounds=5"], "rounds=5: kills needs at least 6"),
         (["byzantine=10"], "byzantine=10: must be fewer than clients=10"),
     ],
@@ -146,7 +149,7 @@ def test_a_process_is_killed_at_its_moment_and_told_by_its_end(tmp_path: Path) -
 
 def test_a_chain_that_did_not_end_in_the_same_bits_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "adapter.safetensors").write_bytes(b"adapter")
-    whole: Any = SimpleNamespace(adapter=b"adapter", config=SimpleNamespace(rounds=6))
+    whole: Any = SimpleNamespace(folder=tmp_path, config=SimpleNamespace(rounds=6))
     good, bad = (
         kills.Chain({kills.AT_RANDOM: 2, kills.IN_CHECKPOINT: 1}, 1, ""),
         kills.Chain({kills.AT_RANDOM: 1}, 0, "x"),
@@ -154,7 +157,7 @@ def test_a_chain_that_did_not_end_in_the_same_bits_is_a_fault(tmp_path: Path) ->
     assert kills._outcome([good], whole).passed
     outcome = kills._outcome([good, bad], whole)
     assert not outcome.passed
-    assert outcome.figure.startswith("3 of 4 kills did, 1 of them in the writing")
+    assert outcome.figure.startswith("3 of 4 kills ended in the same bits, 1 of them in the writing")
     assert outcome.notes[0] == "chain 1: x."
 
 
@@ -177,11 +180,13 @@ def test_malformed_replies_of_every_kind_are_sent_and_none_is_accepted(settings:
 
 
 def test_a_reply_that_is_accepted_is_seen(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replies, "malformed", lambda kind, request, reply, generator: reply)
-    outcome = replies.replies(2, settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(replies, "malformed", lambda kind, request, reply, generator: reply)
+        outcome = replies.replies(1, settings)
     assert not outcome.passed
-    assert "2 accepted" in outcome.figure
+    assert "1 accepted" in outcome.figure
     assert "not the same bits: adapter" in outcome.figure
+    assert replies.replies(1, settings).passed  # made anew
 
 
 # ----------------------------------------------------------------------------------------------------------------------
