@@ -89,6 +89,7 @@ def receive_mask(message: Message, context: Context) -> Message:
         "mask-digest": "" if run.mask is None else run.mask.digest,
         "head-layout": client.layout.digest,
         "head-size": client.layout.size,
+        "data-digest": client.data.digest,
     }
     return Message(pack(facts=facts), reply_to=message)
 

@@ -235,9 +235,10 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
 
     from client.app import app as client_app
     from fedmask.models import load_base
+    from fedmask.wire.downlink import Downlink
     from fedmask.wire.messages import pack, payload_of, wire_bytes
     from fedmask.wire.setup import Setup
-    from fedmask.wire.vectors import NamedVector, frame, unframe
+    from fedmask.wire.vectors import unframe
     from server.app import select_mask, settings_for
     from server.local_grid import LocalGrid
 
@@ -251,11 +252,12 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
     node_id = next(iter(grid.get_node_ids()))
     setup = Message(pack(Setup(settings_for(config), mask.recipe).to_bytes()), node_id, "query.mask", group_id="0")
     facts = _answer(grid, setup)
-    start = NamedVector("delta", mask.digest, np.zeros(mask.num_selected, np.float32) if delta is None else delta)
-    content = pack(frame(start), config={"round": 1, "version": 1, "state-round": 0})
-    request = Message(content, node_id, "train", group_id="1")
+    expected, downlink = [("delta", mask.digest, mask.num_selected)], Downlink(config.codec, config.seed)
+    downlink.advance(1, {} if delta is None else {expected[0][:2]: delta})
+    facts_sent = {"round": 1, "version": 1, "sum": downlink.checksum(expected), "state-round": 0}
+    request = Message(pack(downlink.payload(expected, None), facts_sent), node_id, "train", group_id="1")
     reply = _answer(grid, request)
-    update = unframe(payload_of(reply.content), [("delta", mask.digest, mask.num_selected)])["delta"].values
+    update = unframe(payload_of(reply.content), expected)["delta"].values
     mask_wire_bytes = wire_bytes(setup) + wire_bytes(facts)
     return Exchanged(base, mask, request, reply, mask_wire_bytes, update if delta is None else delta, update)
 
@@ -288,11 +290,11 @@ def encoded(spec: str, exchanged: Exchanged) -> Line:
 
 def _sent(spec: str, message: "Message", values: Values, layout_digest: str) -> tuple[int, int, float]:
     """Payload bytes and wire bytes of the message with these values in it, and their reconstruction error."""
-    from fedmask.wire.messages import PAYLOAD, pack, wire_bytes
-    from fedmask.wire.vectors import NamedVector, frame, unframe
+    from fedmask.wire.messages import facts_of, pack, wire_bytes
+    from fedmask.wire.vectors import frame, unframe
 
-    payload = frame(NamedVector("delta", layout_digest, values, codec=spec, seed=SEED))
-    message.content[PAYLOAD] = pack(payload)[PAYLOAD]
+    payload = frame("delta", layout_digest, codec(spec).encode(values, SEED))
+    message.content = pack(payload, facts_of(message.content))
     decoded = unframe(payload, [("delta", layout_digest, values.size)])["delta"].values
     lost = np.linalg.norm(decoded.astype(np.float64) - values)
     # A vector of zeros has nothing to lose.

@@ -96,6 +96,12 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     torch.set_num_threads(config.threads)
     assert config.output is not None, "the output folder is resolved before a run starts"
     folder = RunFolder(Path(config.output), config.overwrite, resume=config.resume is not None)
+    with folder.held():
+        return _run_in(folder, grid, config, observer, started)
+
+
+def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer, started: float) -> dict[str, Any]:
+    """started: on the clock of `perf_counter`."""
     if config.resume is not None and (summary := folder.finished_before()) is not None:
         return _left_as_it_is(folder, summary)
     model = config.model

@@ -37,6 +37,7 @@ MAX_TASK_CHARACTERS = 200
 """Of a task's name; each member's is held and shown."""
 
 _LAYOUT_DIGEST = re.compile("[0-9a-f]{64}")
+_DATA_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Member:
     metric: str
     head_layout: str
     head_size: int
+    data_digest: str
+    """Tells whether a client's rows are those that it had before, and nothing of them."""
 
 
 class ReplyObserver(Protocol):
@@ -224,8 +227,11 @@ class Exchange:
         task = word(facts, "task")
         if len(task) > MAX_TASK_CHARACTERS:
             raise FedmaskError(f"client {client_id} has a task whose name is {len(task):,} characters long")
+        data_digest = word(facts, "data-digest")
+        if not _DATA_DIGEST.fullmatch(data_digest):
+            raise FedmaskError(f"client {client_id} has data digest {data_digest[:80]!r}, expected 16 hex digits")
         # Interned: thousands of clients share a few tasks, and each reply brings the words anew.
-        member = Member(client_id, node_id, sys.intern(task), sys.intern(metric), sys.intern(layout), size)
+        member = Member(client_id, node_id, sys.intern(task), sys.intern(metric), sys.intern(layout), size, data_digest)
         if self.members.setdefault(client_id, member) != member:
             raise FedmaskError(f"client {client_id} was {self.members[client_id]}, and says now that it is {member}")
         self._client_ids[node_id] = client_id

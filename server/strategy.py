@@ -187,6 +187,7 @@ class MaskedAveraging(Strategy):
             member.metric,
             member.head_layout,
             member.head_size,
+            member.data_digest,
             state_round=self._state_rounds.get(member.client_id, 0),
             is_drawn=member.client_id in self._drawn,
             held_version=self._exchange.held_version(member),
@@ -208,7 +209,9 @@ class MaskedAveraging(Strategy):
         for client_id in sorted(known.keys() | members.keys()):
             before, now = known.get(client_id), members.get(client_id)
             words = [
-                "no client" if one is None else f"task {one.task}, {one.metric}, head {one.head_layout[:12]}"
+                "no client"
+                if one is None
+                else f"task {one.task}, {one.metric}, head {one.head_layout[:12]}, data {one.data_digest}"
                 for one in (before, now)
             ]
             if words[0] != words[1]:

@@ -38,6 +38,7 @@ class ClientRecord:
     metric: str
     head_layout: str
     head_size: int
+    data_digest: str
     state_round: int
     """The last round in which its reply was accepted: which of its states it goes on from; 0: of none."""
     is_drawn: bool

@@ -36,6 +36,7 @@ def zeros(mask: Mask) -> bytes:
 def test_a_client_introduces_itself_and_proves_the_mask(federation: Federate, mask: Mask) -> None:
     facts = dict(facts_of(federation().tell(1).content))
     assert len(str(facts.pop("head-layout"))) == 64
+    assert len(str(facts.pop("data-digest"))) == 16
     assert facts == {
         "client-id": 1,
         "task": "only",

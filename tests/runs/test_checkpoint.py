@@ -25,8 +25,8 @@ STATE = ServerState(
         ({("delta", "cd" * 32): b"first"}, {("delta", "cd" * 32): b"second", ("head", LAYOUT): b"of the head"}),
     ),
     clients={
-        0: ClientRecord("première", "accuracy", LAYOUT, 4, state_round=3, is_drawn=True, held_version=3),
-        7: ClientRecord("second", "spearman", "ef" * 32, 9, state_round=0, is_drawn=False, held_version=None),
+        0: ClientRecord("première", "accuracy", LAYOUT, 4, "01" * 8, 3, is_drawn=True, held_version=3),
+        7: ClientRecord("second", "spearman", "ef" * 32, 9, "23" * 8, 0, is_drawn=False, held_version=None),
     },
 )
 CHECKPOINT = Checkpoint(STATE, 12.345, {"rounds.jsonl": 678, "communication.jsonl": 90123})

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Context, Message
 
 import benchmark
-from benchmarks import aggregate, codec, inference, mask, simulate, step, switch
+from benchmarks import aggregate, checkpoint, codec, inference, mask, simulate, step, switch
 from benchmarks.encoders import random_encoder
 from benchmarks.measure import Timing, alternate, in_fresh_process, memory_of, time_rows
 from benchmarks.rows import Row, Settings
@@ -357,3 +357,21 @@ def test_a_readme_without_a_place_is_left_alone(measured: Path, tmp_path: Path) 
     with pytest.raises(FedmaskError, match=r"^README\.md: has no lines <!-- benchmark --> and <!-- /benchmark -->"):
         benchmark.rewrite_readme(measured, readme)
     assert readme.read_text() == "no place\n"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_state_is_written_as_a_run_writes_it(tmp_path: Path) -> None:
+    for write in (checkpoint.server_writes(tmp_path, 2), checkpoint.clients_write(tmp_path, 2)):
+        for _ in range(4):
+            write()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "clients" / "client-00001" / "state").iterdir())) == 3
+
+
+def test_what_writing_takes_is_a_part_of_the_round(tmp_path: Path) -> None:
+    ((server, clients, whole),) = checkpoint.rounds_of(tmp_path / "run", "tiny", clients=5, examples=2, num_rounds=2)
+    assert 0 < server < server + clients < whole
