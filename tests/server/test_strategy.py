@@ -315,8 +315,16 @@ def twice(reply: Message) -> Message:
 
 FAULTS: dict[str, tuple[str, str, Change]] = {
     "no reply": ("no-reply", "no reply arrived in time", lambda reply: None),
-    "NaN": ("not-finite", "1 values of delta are not finite", lambda reply: with_value(reply, math.nan)),
-    "infinity": ("not-finite", "1 values of delta are not finite", lambda reply: with_value(reply, -math.inf)),
+    "NaN": (
+        "not-finite",
+        "vector 'delta': codec bytes: 1 of 2,061 values are not finite",
+        lambda reply: with_value(reply, math.nan),
+    ),
+    "infinity": (
+        "not-finite",
+        "vector 'delta': codec bytes: 1 of 2,061 values are not finite",
+        lambda reply: with_value(reply, -math.inf),
+    ),
     "too short": ("wrong-length", "has 2060 values, expected 2061", lambda reply: reframed(reply, size=2060)),
     "too long": ("wrong-length", "has 2062 values, expected 2061", lambda reply: reframed(reply, size=2062)),
     "other mask": ("wrong-layout", "has layout abababab", lambda reply: reframed(reply, layout="ab" * 32)),
@@ -465,7 +473,7 @@ def test_shared_heads_are_averaged_within_their_task_and_counted_under_their_own
     assert run.kept(0, "head") != run.kept(1, "head")
     lines = [line for line in run.ledger if line["kind"] == "head"]
     assert len(lines) == 4 * 3  # train down and up, validation down; the test split's request carries nothing
-    assert {line["payload_bytes"] for line in lines} == {28 + len("head") + 4 * 2 * 65}
+    assert {line["payload_bytes"] for line in lines} == {28 + len("head") + 8 + 4 * 2 * 65}
     assert all(line["wire_bytes"] == line["payload_bytes"] for line in lines)
 
 
