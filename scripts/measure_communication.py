@@ -145,8 +145,8 @@ class Line:
     """One codec, measured, or one rival, projected; bytes are per client, of train messages per round."""
 
     name: str
-    kind: str
-    """measured | projection"""
+    formula: str
+    """Of a projection; empty where the bytes were measured."""
     downlink_payload_bytes: int
     uplink_payload_bytes: int
     downlink_wire_bytes: int
@@ -158,6 +158,10 @@ class Line:
     """Length of what one message loses, over the length of the vector; nothing is fed back."""
     times_less: float
     """Than full fine-tuning, per client and round, both ways."""
+
+    @property
+    def is_projection(self) -> bool:
+        return bool(self.formula)
 
     @property
     def round_bytes(self) -> int:
@@ -174,16 +178,20 @@ class Line:
 
 
 def measure(request: Request) -> None:
+    from client.process import population
     from fedmask.runs.communication_plot import bytes_by_codec
     from fedmask.runs.console import console
 
     config = _config(request)
+    population(config.data, config.clients, config.seed)  # what is wrong with the data is told before a model is loaded
     console.print(f"training {request.steps} steps on client 0 of {config.clients}", markup=False)
     with tempfile.TemporaryDirectory() as folder:
         exchanged = exchange(config, _adapter(request.run), Path(folder))
     lines = [*(encoded(spec, exchanged) for spec in request.codecs), *rivals(exchanged.base)]
     title = _title(config, exchanged, request)
     console.print(_table(title, lines, config))
+    for note in _notes(lines, config):
+        console.print(note, markup=False)
     _write(request.output, _csv(lines, config), bytes_by_codec(title, [_bar(line) for line in lines]))
     console.print(f"{request.output / TABLE}, {request.output / PLOT}", markup=False)
 
@@ -276,7 +284,7 @@ def encoded(spec: str, exchanged: Exchanged) -> Line:
     up_payload, up_wire, up_error = _sent(spec, exchanged.reply, exchanged.up, exchanged.mask.digest)
     return Line(
         name=spec,
-        kind="measured",
+        formula="",
         downlink_payload_bytes=down_payload,
         uplink_payload_bytes=up_payload,
         downlink_wire_bytes=down_wire,
@@ -309,8 +317,7 @@ def rivals(base: "BaseModel") -> Iterator[Line]:
     full = full_finetuning_bytes_each_way(base.num_parameters)
     for rival in projections(base.num_parameters, num_biases, num_layers, base.hidden_size):
         each_way = rival.bytes_each_way
-        name = f"{rival.name}: {rival.formula}"
-        yield Line(name, "projection", *4 * (each_way,), 0, None, None, times_less=full / each_way)
+        yield Line(rival.name, rival.formula, *4 * (each_way,), 0, None, None, times_less=full / each_way)
 
 
 # ---- table, CSV and plot ---------------------------------------------------------------------------------------------
@@ -327,26 +334,36 @@ def _title(config: RunConfig, exchanged: Exchanged, request: Request) -> str:
 
 
 def _table(title: str, lines: Sequence[Line], config: RunConfig) -> "Table":
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(
-        title=f"{title}\nbytes per client and round of train messages; whole run: {config.clients} clients, "
-        f"{config.rounds} rounds, with the mask",
-        title_justify="left",
-    )
-    table.add_column("codec", overflow="fold")
-    columns = ("payload down", "payload up", "wire down", "wire up", "mask, once", "whole run", "times less than full")
-    for column in (*columns, "error down", "error up", *(f"s at {link} Mbit/s" for link in LINKS_MBIT)):
+    table = Table(title=f"{title}\nbytes of train messages per client and round", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("codec", no_wrap=True)
+    columns = ("payload, both ways", "wire, down", "wire, up", "mask, once", "whole run", "times less than full")
+    for column in (*columns, "error, up", *(f"seconds at {link} Mbit/s" for link in LINKS_MBIT)):
         table.add_column(column, justify="right")
     for line in lines:
-        sizes = (line.downlink_payload_bytes, line.uplink_payload_bytes, line.downlink_wire_bytes)
+        sizes = (line.downlink_payload_bytes + line.uplink_payload_bytes, line.downlink_wire_bytes)
         sizes += (line.uplink_wire_bytes, line.mask_wire_bytes, line.run_bytes(config))
-        errors = ("-" if error is None else f"{error:.2g}" for error in (line.downlink_error, line.uplink_error))
-        seconds = (f"{line.seconds(link):.2g}" for link in LINKS_MBIT)
-        name = line.name if line.kind == "measured" else f"{line.kind}: {line.name}"
-        cells = [name, *(f"{size:,}" for size in sizes), f"{line.times_less:,.0f}", *errors, *seconds]
-        table.add_row(*cells, style=None if line.kind == "measured" else "dim")
+        error = "-" if line.uplink_error is None else f"{line.uplink_error:.2g}"
+        seconds = (f"{line.seconds(link):,.4f}" for link in LINKS_MBIT)
+        name = f"projection: {line.name}" if line.is_projection else line.name
+        style = "dim" if line.is_projection else None
+        table.add_row(name, *map(_size, sizes), f"{line.times_less:,.0f}", error, *seconds, style=style)
     return table
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < 1e6:
+        return f"{num_bytes:,}"
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
+
+
+def _notes(lines: Sequence[Line], config: RunConfig) -> Iterator[str]:
+    """What the table's words mean."""
+    yield f"whole run: {config.clients} clients, {config.rounds} rounds, their train messages and the mask"
+    yield "error: length of what one message loses, over the length of the vector; nothing is fed back"
+    yield from (f"projection, not measured: {line.name} = {line.formula}" for line in lines if line.is_projection)
 
 
 def _csv(lines: Sequence[Line], config: RunConfig) -> str:
@@ -372,8 +389,8 @@ def _bar(line: Line) -> "Bar":
     from fedmask.runs.communication_plot import Bar
 
     error = "" if line.uplink_error is None else f", error {line.uplink_error:.2g}"
-    note = f"{line.round_bytes:,}{error}"
-    return Bar(line.name.partition(": ")[0], line.round_bytes, note, line.kind == "projection")
+    note = f"{_size(line.round_bytes)}{error}"
+    return Bar(line.name, line.round_bytes, note, line.is_projection)
 
 
 def _write(output: Path, table: str, plot: bytes) -> None:

@@ -409,7 +409,7 @@ class MaskedAveraging(Strategy):
         return vectors, num_examples, train_loss
 
     def _updates(self, server_round: int, member: Member, reply: Message) -> list[NamedVector]:
-        """All vectors that travel, of finite values. Raises RejectedMessage."""
+        """All vectors that travel; decoding takes finite values alone. Raises RejectedMessage."""
         expected, settings = self._expected(member), self._settings
         found = decode_updates(payload_of(reply.content), expected, settings.codec, server_round, settings.seed)
         if len(found) != len(expected):

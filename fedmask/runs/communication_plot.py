@@ -25,7 +25,8 @@ class Bar:
 def bytes_by_codec(title: str, bars: Sequence[Bar]) -> bytes:
     """Horizontal bars on a logarithmic scale, the first on top; projections are grey."""
     figure = Figure(figsize=(9, 1.4 + 0.36 * len(bars)), layout="constrained", facecolor="white")
-    axes = figure.add_subplot(title=title, xlabel="bytes per client and round, train messages, down and up together")
+    axes = figure.add_subplot(xlabel="bytes per client and round, train messages, down and up together")
+    figure.suptitle(title.replace("; ", "\n", 1), x=0.01, ha="left", fontsize=10)
     positions = range(len(bars))
     colours = [_PROJECTED if bar.is_projection else _MEASURED for bar in bars]
     axes.barh(positions, [bar.bytes_per_client_round for bar in bars], color=colours, height=0.7)
@@ -36,7 +37,7 @@ def bytes_by_codec(title: str, bars: Sequence[Bar]) -> bytes:
     axes.tick_params(axis="y", length=0)
     _logarithmic(axes)
     least, most = axes.get_xlim()
-    axes.set_xlim(least / 2, most * (most / least) ** 0.22)  # room for the notes
+    axes.set_xlim(least / 2, most * (most / least) ** 0.1)  # room for the notes
     axes.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 

@@ -24,4 +24,4 @@ def in_blocks(values: Values, block: int) -> Values:
 
 def spread(scales: npt.NDArray[_Float], block: int, size: int) -> npt.NDArray[_Float]:
     """Scales (blocks,) -> the scale of each value (k,)."""
-    return np.repeat(scales, block)[:size]
+    return np.repeat(scales, min(block, size))[:size]  # a block from the wire may be far longer than the vector

@@ -3,6 +3,10 @@
     scale = max |v| of the block / top, rounded up to bf16        q = floor(v / scale + u), u uniform in [0, 1)
 Over the seeds E[q scale] = v, and |q scale - v| < scale <= max |v| / top (1 + 2^-7) + 2^-133, whatever the seed.
 A block of zeros has scale 0 and comes back as zeros. What scale q would carry beyond float32 saturates there.
+
+Blocks of 256: on an update trained on MiniLM (pafi 0.005, 12 steps) int4+entropy takes 3.75, 3.62, 3.53, 3.42 bits a
+value at blocks of 64, 128, 256, 1024 and loses 0.136, 0.144, 0.151, 0.161 of the vector's length. Half an error is
+worth a bit, so that longer blocks win a little; but one huge entry costs its whole block.
 """
 
 from functools import partial
@@ -28,9 +32,9 @@ def _to_planes(values: Values, block: int, seed: int, bits: int) -> list[Symbols
     blocks = in_blocks(values, block)
     scale_bits = _rounded_up(np.abs(blocks).max(axis=1, initial=0) / np.float32(top))
     scales = from_bf16_bits(scale_bits)
-    # In float64: in float32 a small value's share of the scale would drown in u, and its mean be wrong.
-    divisors = np.where(scales == 0, 1, scales).astype(np.float64)
-    rounded = np.floor(values / spread(divisors, block, values.size) + _uniform(values.size, seed))
+    shares = values / spread(np.where(scales == 0, np.float32(1), scales), block, values.size)
+    # u is float64: in float32 a value far smaller than the scale would drown in it, and its mean be wrong.
+    rounded = np.floor(shares + _uniform(values.size, seed))
     return [scale_bits, (np.minimum(rounded, top) + top).astype(np.uint8)]
 
 

@@ -57,7 +57,10 @@ def test_bytes_on_the_wire_never_change() -> None:
     assert entropy.encode(zeros_at_the_end, 4).hex(" ", -4) == GOLDEN
 
 
-GOLDEN = ""
+GOLDEN = (
+    "020007f8 f0e8e0d7 cfcac20d 0000009c 50cd1247 5b01af01 0940c1b0 011bfcda b90775fc 3337023c 3d0b8f90 "
+    "0a9cd72f 9d431e57 32b1bc70 75b02699 4703aded c28996"
+)
 
 WORDS = struct.pack("<I", 1) + b"\x01\x00\x00\x00"
 

@@ -272,11 +272,28 @@ def test_a_topk_inside_a_topk() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_bytes_behind_the_end(spec: str) -> None:
+    with pytest.raises(CodecError, match="1 are left over at the end"):
+        decode(codec(spec).encode(laplace(300), 0) + b"\0", 300)
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_hostile_bytes_end_in_an_error_or_a_vector(spec: str) -> None:
     outcome = fuzz(spec, 200, seed=0)
     assert outcome.failures == []
     assert outcome.rejected > 50
     assert outcome.rejected + outcome.valid == 200
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "sign"])
+def test_a_block_far_longer_than_the_vector_allocates_nothing(name: str) -> None:
+    data = bytearray(codec(name).encode(laplace(2), 0))
+    data[3] = 16
+    tracemalloc.start()
+    assert np.array_equal(decode(bytes(data), 2), round_trip(name, laplace(2)))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 50_000
 
 
 @pytest.mark.parametrize("name", NAMES)
