@@ -238,22 +238,16 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
     """Introduce client 0 and let it train from the delta (k,); without one from zeros, and what comes up stands for
     what goes down too. folder: for what the client keeps.
     """
-    import torch
     from flwr.app import Message
 
     from client.app import app as client_app
-    from fedmask.models import load_base
     from fedmask.wire.messages import pack, payload_of, wire_bytes
     from fedmask.wire.setup import Setup
     from fedmask.wire.vectors import NamedVector, frame, unframe
-    from server.app import select_mask, settings_for
+    from server.app import settings_for
     from server.local_grid import LocalGrid
 
-    torch.set_num_threads(config.threads)
-    model = config.model
-    base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
-    mask = select_mask(config, base)
-    assert mask is not None, "a run that sends vectors has a mask"
+    base, mask = _base_and_mask(config)
     grid = LocalGrid(client_app, config.clients, config.seed)
     grid.keep_client_state_in(folder)
     node_id = next(iter(grid.get_node_ids()))
@@ -266,6 +260,20 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
     update = unframe(payload_of(reply.content), [("delta", mask.digest, mask.num_selected)])["delta"].values
     mask_wire_bytes = wire_bytes(setup) + wire_bytes(facts)
     return Exchanged(base, mask, request, reply, mask_wire_bytes, update if delta is None else delta, update)
+
+
+def _base_and_mask(config: RunConfig) -> "tuple[BaseModel, Mask]":
+    import torch
+
+    from fedmask.models import load_base
+    from server.app import select_mask
+
+    torch.set_num_threads(config.threads)
+    model = config.model
+    base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
+    mask = select_mask(config, base)
+    assert mask is not None, "a run that sends vectors has a mask"
+    return base, mask
 
 
 def _answer(grid: "LocalGrid", message: "Message") -> "Message":
@@ -337,14 +345,14 @@ def _table(title: str, lines: Sequence[Line], config: RunConfig) -> "Table":
 
     table = Table(title=f"{title}\nbytes of train messages per client and round", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("codec", no_wrap=True)
-    columns = ("payload, both ways", "wire, down", "wire, up", "mask, once", "whole run", "times less than full")
+    columns = ("payload, both ways", "wire, down", "wire, up", "whole run", "times less than full")
     for column in (*columns, "error, up", *(f"seconds at {link} Mbit/s" for link in LINKS_MBIT)):
         table.add_column(column, justify="right")
     for line in lines:
         sizes = (line.downlink_payload_bytes + line.uplink_payload_bytes, line.downlink_wire_bytes)
-        sizes += (line.uplink_wire_bytes, line.mask_wire_bytes, line.run_bytes(config))
+        sizes += (line.uplink_wire_bytes, line.run_bytes(config))
         error = "-" if line.uplink_error is None else f"{line.uplink_error:.2g}"
-        seconds = (f"{line.seconds(link):,.4f}" for link in LINKS_MBIT)
+        seconds = (_shown_seconds(line.seconds(link)) for link in LINKS_MBIT)
         name = f"projection: {line.name}" if line.is_projection else line.name
         style = "dim" if line.is_projection else None
         table.add_row(name, *map(_size, sizes), f"{line.times_less:,.0f}", error, *seconds, style=style)
@@ -357,9 +365,14 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
 
 
+def _shown_seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.2g}"
+
+
 def _notes(lines: Sequence[Line], config: RunConfig) -> Iterator[str]:
     """What the table's words mean."""
-    yield f"whole run: {config.clients} clients, {config.rounds} rounds, their train messages and the mask"
+    mask = f"the mask once a client: {lines[0].mask_wire_bytes:,} bytes"
+    yield f"whole run: {config.clients} clients, {config.rounds} rounds, with {mask}"
     yield "error: length of what one message loses, over the length of the vector; nothing is fed back"
     yield from (f"projection, not measured: {line.name} = {line.formula}" for line in lines if line.is_projection)
 
