@@ -203,7 +203,9 @@ def _config(request: Request) -> RunConfig:
         raise FedmaskError(f"baseline={config.baseline}: sends no vectors; there is nothing to measure")
     data = replace(config.data, examples_per_client=request.steps * config.client.batch_size)
     client = replace(config.client, local_epochs=1)
-    return replace(config, data=data, client=client if client.head != "shared" else replace(client, head="local"))
+    client = client if client.head != "shared" else replace(client, head="local")
+    codec = replace(config.codec, up="fp32", down="fp32")  # the update itself, for others to encode
+    return replace(config, data=data, client=client, codec=codec)
 
 
 def _config_of(run: Path) -> RunConfig:
@@ -232,29 +234,28 @@ class Exchanged:
     mask_wire_bytes: int
     down: Values
     up: Values
+    part: NDArray[np.int64] | None
+    """Indices of the entries that travel in a round; None for all."""
 
 
 def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged:
     """Introduce client 0 and let it train from the delta (k,); without one from zeros, and what comes up stands for
     what goes down too. folder: for what the client keeps.
     """
-    import torch
     from flwr.app import Message
 
     from client.app import app as client_app
-    from fedmask.models import load_base
     from fedmask.wire.downlink import Downlink
     from fedmask.wire.messages import pack, payload_of, wire_bytes
     from fedmask.wire.setup import Setup
+    from fedmask.wire.uplink import part_of
     from fedmask.wire.vectors import unframe
-    from server.app import select_mask, settings_for
+    from server.app import settings_for
     from server.local_grid import LocalGrid
 
-    torch.set_num_threads(config.threads)
-    model = config.model
-    base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
-    mask = select_mask(config, base)
-    assert mask is not None, "a run that sends vectors has a mask"
+    base, mask = _base_and_mask(config)
+    part = part_of(mask.num_selected, config.codec.rotate, 1, config.seed)
+    config = replace(config, codec=replace(config.codec, rotate=1))
     grid = LocalGrid(client_app, config.clients, config.seed)
     grid.keep_client_state_in(folder)
     node_id = next(iter(grid.get_node_ids()))
@@ -267,7 +268,21 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
     reply = _answer(grid, request)
     update = unframe(payload_of(reply.content), expected)["delta"].values
     mask_wire_bytes = wire_bytes(setup) + wire_bytes(facts)
-    return Exchanged(base, mask, request, reply, mask_wire_bytes, update if delta is None else delta, update)
+    return Exchanged(base, mask, request, reply, mask_wire_bytes, update if delta is None else delta, update, part)
+
+
+def _base_and_mask(config: RunConfig) -> "tuple[BaseModel, Mask]":
+    import torch
+
+    from fedmask.models import load_base
+    from server.app import select_mask
+
+    torch.set_num_threads(config.threads)
+    model = config.model
+    base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
+    mask = select_mask(config, base)
+    assert mask is not None, "a run that sends vectors has a mask"
+    return base, mask
 
 
 def _answer(grid: "LocalGrid", message: "Message") -> "Message":
@@ -280,8 +295,8 @@ def _answer(grid: "LocalGrid", message: "Message") -> "Message":
 
 def encoded(spec: str, exchanged: Exchanged) -> Line:
     """The round's messages with what a codec makes of their vectors."""
-    down_payload, down_wire, down_error = _sent(spec, exchanged.request, exchanged.down, exchanged.mask.digest)
-    up_payload, up_wire, up_error = _sent(spec, exchanged.reply, exchanged.up, exchanged.mask.digest)
+    down_payload, down_wire, down_error = _sent(spec, exchanged.request, exchanged.down, exchanged)
+    up_payload, up_wire, up_error = _sent(spec, exchanged.reply, exchanged.up, exchanged)
     return Line(
         name=spec,
         formula="",
@@ -296,11 +311,13 @@ def encoded(spec: str, exchanged: Exchanged) -> Line:
     )
 
 
-def _sent(spec: str, message: "Message", values: Values, layout_digest: str) -> tuple[int, int, float]:
-    """Payload bytes and wire bytes of the message with these values in it, and their reconstruction error."""
+def _sent(spec: str, message: "Message", vector: Values, exchanged: Exchanged) -> tuple[int, int, float]:
+    """Payload bytes and wire bytes of the message with this vector (k,) in it, and the error of what travels of it."""
     from fedmask.wire.messages import facts_of, pack, wire_bytes
     from fedmask.wire.vectors import frame, unframe
 
+    values = vector if exchanged.part is None else vector[exchanged.part]
+    layout_digest = exchanged.mask.digest
     payload = frame("delta", layout_digest, codec(spec).encode(values, SEED))
     message.content = pack(payload, facts_of(message.content))
     decoded = unframe(payload, [("delta", layout_digest, values.size)])["delta"].values
@@ -329,7 +346,7 @@ def _title(config: RunConfig, exchanged: Exchanged, request: Request) -> str:
     start = "from zeros" if request.run is None else f"from the delta of {request.run.name}"
     return (
         f"{base.name}{weights}; {config.mask.rule}, {mask.num_selected:,} of {base.num_parameters:,} parameters; "
-        f"{request.steps} steps {start}"
+        f"{request.steps} steps {start}{'' if exchanged.part is None else f'; {len(exchanged.part):,} entries a round'}"
     )
 
 
@@ -339,14 +356,14 @@ def _table(title: str, lines: Sequence[Line], config: RunConfig) -> "Table":
 
     table = Table(title=f"{title}\nbytes of train messages per client and round", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("codec", no_wrap=True)
-    columns = ("payload, both ways", "wire, down", "wire, up", "mask, once", "whole run", "times less than full")
+    columns = ("payload, both ways", "wire, down", "wire, up", "whole run", "times less than full")
     for column in (*columns, "error, up", *(f"seconds at {link} Mbit/s" for link in LINKS_MBIT)):
         table.add_column(column, justify="right")
     for line in lines:
         sizes = (line.downlink_payload_bytes + line.uplink_payload_bytes, line.downlink_wire_bytes)
-        sizes += (line.uplink_wire_bytes, line.mask_wire_bytes, line.run_bytes(config))
+        sizes += (line.uplink_wire_bytes, line.run_bytes(config))
         error = "-" if line.uplink_error is None else f"{line.uplink_error:.2g}"
-        seconds = (f"{line.seconds(link):,.4f}" for link in LINKS_MBIT)
+        seconds = (_shown_seconds(line.seconds(link)) for link in LINKS_MBIT)
         name = f"projection: {line.name}" if line.is_projection else line.name
         style = "dim" if line.is_projection else None
         table.add_row(name, *map(_size, sizes), f"{line.times_less:,.0f}", error, *seconds, style=style)
@@ -359,9 +376,14 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
 
 
+def _shown_seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.2g}"
+
+
 def _notes(lines: Sequence[Line], config: RunConfig) -> Iterator[str]:
     """What the table's words mean."""
-    yield f"whole run: {config.clients} clients, {config.rounds} rounds, their train messages and the mask"
+    mask = f"the mask once a client: {lines[0].mask_wire_bytes:,} bytes"
+    yield f"whole run: {config.clients} clients, {config.rounds} rounds, with {mask}"
     yield "error: length of what one message loses, over the length of the vector; nothing is fed back"
     yield from (f"projection, not measured: {line.name} = {line.formula}" for line in lines if line.is_projection)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 _MEASURED, _PROJECTED, _GRID, _MUTED = "#0072B2", "#B8B8B8", "#e0e0e0", "#444444"
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E", "#000000"]  # Okabe and Ito
@@ -51,6 +51,7 @@ def score_against_bytes(runs: Mapping[str, Sequence[tuple[int, float]]]) -> byte
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name, linewidth=1.5, markersize=5)
     _logarithmic(axes)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # runs may lie within one power of ten
     axes.legend(frameon=False)
     return _png(figure)
 
