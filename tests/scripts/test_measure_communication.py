@@ -51,13 +51,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bytes_are_those_of_a_runs_train_messages(finished: Path, measured: Path) -> None:
     """The ledger of a run with the same configuration counts what is measured here, message for message."""
     lines = [line for line in RunFolder(finished, False, resume=True).communication() if line.client == 0]
-    replies = {
-        (line.payload_bytes, line.wire_bytes) for line in lines if (line.kind, line.direction) == ("train", "up")
-    }
+    replies = [line for line in lines if (line.kind, line.direction) == ("train", "up")]
     # Scoring brings the vectors down before training would; its message says which split, and not which state.
     requests = [line for line in lines if (line.kind, line.direction, line.round) == ("evaluate", "down", 1)]
     fp32 = rows_of(measured)[0]
-    assert {(int(fp32["uplink_payload_bytes"]), int(fp32["uplink_wire_bytes"]))} == replies
+    assert {int(fp32["uplink_payload_bytes"])} == {line.payload_bytes for line in replies}
+    # A mean loss is told in as many digits as it has.
+    assert all(abs(int(fp32["uplink_wire_bytes"]) - line.wire_bytes) <= 3 for line in replies)
     assert [int(fp32["downlink_payload_bytes"])] == [line.payload_bytes for line in requests]
     assert abs(int(fp32["downlink_wire_bytes"]) - requests[0].wire_bytes) < 40
 
