@@ -1,12 +1,14 @@
 """server.exchange: the mask goes out once; who lost it is sent it again in the same round; every byte is counted."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 import client.process
 import server.exchange
@@ -14,7 +16,7 @@ from chaos_replies import rewrite
 from client.app import app as client_app
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
-from fedmask.wire.messages import facts_of, pack, payload_of, wire_bytes
+from fedmask.wire.messages import facts_of, pack, payload_of
 from server.exchange import MAX_HEAD_SIZE
 from server.local_grid import LocalGrid
 
@@ -35,23 +37,25 @@ def test_the_mask_is_sent_once_to_every_client(plain_run: Run) -> None:
     assert masks_of(plain_run, 1) == masks_of(plain_run, 2) == []
 
 
+@pytest.mark.parametrize("codec", ["fp32", "sign"])
 def test_every_message_is_counted_with_its_length_and_framing_is_small(
-    federate: Callable[..., Run], filtering_grid: Callable[..., Any]
+    codec: str, federate: Callable[..., Run], filtering_grid: Callable[..., Any]
 ) -> None:
-    seen: list[tuple[str, int]] = []
+    seen = Counter[str]()
 
     def watch(client: int, request: Message, reply: Message) -> Message:
-        seen.append(("up", wire_bytes(reply)))
-        for message in (request, reply):
-            assert 0 < wire_bytes(message) - len(payload_of(message.content)) <= 1300
+        for way, message in (("down", request), ("up", reply)):
+            serialised = sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+            seen[way] += serialised
+            assert 0 < serialised - len(payload_of(message.content)) <= 800
         return reply
 
-    run = federate("client.head=shared", "rounds=1", grid=filtering_grid(watch))
-    up = sum(line["wire_bytes"] for line in run.ledger if line["direction"] == "up")
-    assert up == sum(size for _, size in seen)
-    assert run.summary["communication"]["total_bytes"] == sum(line["wire_bytes"] for line in run.ledger)
+    run = federate("client.head=shared", f"codec={codec}", grid=filtering_grid(watch))
+    for way in ("up", "down"):
+        assert sum(line["wire_bytes"] for line in run.ledger if line["direction"] == way) == seen[way]
+    assert run.summary["communication"]["total_bytes"] == seen.total()
     for line in run.ledger:
-        assert 0 <= line["wire_bytes"] - line["payload_bytes"] <= 1300
+        assert 0 <= line["wire_bytes"] - line["payload_bytes"] <= 800
 
 
 def test_what_a_client_was_just_sent_is_not_sent_again(plain_run: Run) -> None:

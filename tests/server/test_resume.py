@@ -36,6 +36,7 @@ MODES = {
     "local heads": ("rounds=3",),
     "shared heads": ("rounds=3", "client.head=shared", "clients_per_round=3", "score_every=2"),
     "alone": ("rounds=3", "baseline=alone"),
+    "few bytes": ("rounds=3", "client.head=shared", "clients_per_round=3", "codec=sign", "codec.rotate=2"),
 }
 
 
