@@ -296,7 +296,7 @@ class _FolderObserver:
         self.watching.client_failed(server_round, client_id, cause, detail)
 
     def round_ended(self, report: RoundReport) -> None:
-        line = round_line(report)
+        line = round_line(report, self.ledger)
         self.folder.add_round(line)
         messages = self._write_ledger()
         if self.scalars is not None:
@@ -320,8 +320,8 @@ class _FolderObserver:
         return lines
 
 
-def round_line(report: RoundReport) -> dict[str, Any]:
-    """A round's line of rounds.jsonl; scores on the validation split."""
+def round_line(report: RoundReport, ledger: Ledger) -> dict[str, Any]:
+    """A round's line of rounds.jsonl; scores on the validation split, bytes of all messages until then."""
     return {
         "round": report.round,
         "clients": len(report.cohort),
@@ -335,6 +335,8 @@ def round_line(report: RoundReport) -> dict[str, Any]:
         "score": report.scores.score(),
         "own_score": report.scores.own_score(),
         "mean_score": report.scores.mean_score(),
+        "payload_bytes": ledger.total_payload_bytes,
+        "wire_bytes": ledger.total_bytes,
         "seconds": round(report.seconds, 3),
     }
 

@@ -127,6 +127,11 @@ class Ledger:
         """Wire bytes of all messages, both ways."""
         return self._wire_bytes.total()
 
+    @property
+    def total_payload_bytes(self) -> int:
+        """Payload bytes of all messages, both ways."""
+        return self._payload_bytes.total()
+
     def mask_bytes_per_client(self) -> float:
         """Mean wire bytes of a client's mask messages, both ways."""
         return _ratio(self.bytes_of("mask"), len(self._clients_with_mask))

@@ -63,6 +63,14 @@ def test_rounds_have_one_line_each_from_1_with_the_keys_of_the_contract(plain_ru
         assert line["seconds"] > 0
 
 
+def test_a_rounds_line_has_the_bytes_of_all_messages_until_then(plain_run: Run) -> None:
+    for field in ("payload_bytes", "wire_bytes"):
+        by_round = [sum(line[field] for line in plain_run.ledger if line["round"] <= number) for number in (1, 2)]
+        assert plain_run.rounds[0][field] == by_round[0]
+        # The test split is scored in the last round too, after its line was written.
+        assert by_round[0] < plain_run.rounds[1][field] <= by_round[1]
+
+
 def test_a_rounds_line_is_there_when_the_round_ends(
     federate: Callable[..., Run], tmp_path: Path, filtering_grid: Callable[..., Any]
 ) -> None:
