@@ -57,8 +57,8 @@ def byzantine(number: int, settings: Settings) -> Outcome:
     return Outcome(
         title="Clients that attack",
         limit=f"{SCORED}, of the run without an attack, with clip_norm and with trimmed_mean",
-        figure=f"{number} of {without.config.clients} clients attack: {judged:+.1f} points below at most with "
-        f"clip_norm or trimmed_mean, {unprotected:+.1f} without protection",
+        figure=f"{number} of {without.config.clients} clients attack: {judged:.1f} points below where it is "
+        f"worst with clip_norm or trimmed_mean, {unprotected:.1f} without protection",
         passed=judged <= MOST_POINTS,
         columns=("what the attacker sends", "server's protection", *whole, "points, worst task"),
         rows=tuple(rows),

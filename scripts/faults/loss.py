@@ -42,7 +42,7 @@ def loss(probability: float, settings: Settings) -> Outcome:
     return Outcome(
         title="Lost replies",
         limit=f"{SCORED}, of the run without loss",
-        figure=f"{lost} replies lost in {len(run.rounds)} rounds: {below:+.1f} points below at most",
+        figure=f"{lost} replies lost in {len(run.rounds)} rounds: {below:.1f} points below where it is worst",
         passed=below <= MOST_POINTS,
         columns=("task", "without loss", "with loss", "points"),
         rows=tuple(

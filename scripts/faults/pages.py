@@ -37,16 +37,17 @@ def _page_lines(parts: Parts) -> Iterator[str]:
     for part in parts.values():
         yield from ("", f"## {part['title']}", "", f"What has to come out: {part['limit']}.", "")
         yield from ("```", part["command"], "```", "")
-        yield from _table_lines(part["columns"], part["rows"])
+        yield from _table_lines(part["columns"], part["rows"], "---:")
         yield from ("", f"{'Met' if part['passed'] else '**Missed**'}: {part['figure']}.")
         yield from part["notes"]
         yield f"Commit {part['commit']}, {part['date']}."
     yield ""
 
 
-def _table_lines(columns: list[str], rows: list[list[str]]) -> Iterator[str]:
+def _table_lines(columns: list[str], rows: list[list[str]], rule: str) -> Iterator[str]:
+    """rule: under all columns but the first."""
     yield f"| {' | '.join(columns)} |"
-    yield f"| --- |{' ---: |' * (len(columns) - 1)}"
+    yield f"| --- |{f' {rule} |' * (len(columns) - 1)}"
     for row in rows:
         yield f"| {' | '.join(row)} |"
 
@@ -58,4 +59,5 @@ def _readme_lines(parts: Parts) -> Iterator[str]:
             [part["title"], part["figure"], part["limit"], "yes" if part["passed"] else "**no**", part["commit"]]
             for part in parts.values()
         ],
+        "---",
     )
