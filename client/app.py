@@ -7,9 +7,8 @@ reply names what is missing, and the server sends it again in the same round. Wh
 each message names the round whose state it is about.
 """
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.process import RunInProcess, run_in_process
@@ -31,8 +31,10 @@ from fedmask.training.evaluation import count
 from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
-from fedmask.wire.messages import ConfigValue, config_of, error_reply, pack, payload_of, whole_number, word
-from fedmask.wire.vectors import NamedVector, frame, unframe
+from fedmask.wire.downlink import Expected
+from fedmask.wire.messages import Fact, Facts, error_reply, facts_of, pack, payload_of, whole_number, word
+from fedmask.wire.uplink import encode_updates
+from fedmask.wire.vectors import NamedVector
 
 SETUP = "setup"
 """The record of a node's Flower state in which the setup is kept: small, so that it may travel with the context."""
@@ -77,7 +79,7 @@ def receive_mask(message: Message, context: Context) -> Message:
             "client-id": int(context.node_config["partition-id"]),
             "mask-mismatch": str(error),
         }
-        return Message(pack(config=refusal), reply_to=message)
+        return Message(pack(facts=refusal), reply_to=message)
     context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context)
     facts: dict[str, int | float | str | bool] = {
@@ -87,8 +89,9 @@ def receive_mask(message: Message, context: Context) -> Message:
         "mask-digest": "" if run.mask is None else run.mask.digest,
         "head-layout": client.layout.digest,
         "head-size": client.layout.size,
+        "data-digest": client.data.digest,
     }
-    return Message(pack(config=facts), reply_to=message)
+    return Message(pack(facts=facts), reply_to=message)
 
 
 @lru_cache(maxsize=2)
@@ -108,7 +111,7 @@ def _saying_what_is_missing(handler: Callable[[Message, Context], Message]) -> C
         try:
             return handler(message, context)
         except MissingError as missing:
-            return Message(pack(config={"missing": str(missing)}), reply_to=message)
+            return Message(pack(facts={"missing": str(missing)}), reply_to=message)
 
     return handle
 
@@ -118,28 +121,27 @@ def _saying_what_is_missing(handler: Callable[[Message, Context], Message]) -> C
 def train(message: Message, context: Context) -> Message:
     """Train from the received delta; send back the update, or what is missing."""
     client = _open(context)
-    config = config_of(message.content)
-    server_round, version = whole_number(config, "round"), whole_number(config, "version")
-    received, facts = _receive(client, message, version), dict[str, ConfigValue]()
+    asked = facts_of(message.content)
+    server_round, told = whole_number(asked, "round"), dict[str, Fact]()
+    received = _receive(client, message, asked)
     try:
-        kept = _own_state(client, config)
+        kept = _own_state(client, asked)
     except LostStateError as lost:
-        kept, facts["state-lost"] = Kept(), str(lost)
+        kept, told["state-lost"] = Kept(), str(lost)
     start_delta, start_head = _start(client, received, kept)
     result = _train_locally(client, start_delta, start_head, server_round)
-    payload = b""
-    if client.run.settings.exchanges_delta:
-        assert client.run.mask is not None
-        payload += _update("delta", client.run.mask.digest, result.delta, start_delta)
-    if client.shares_head:
-        payload += _update("head", client.layout.digest, result.head, start_head)
-    is_sound = bool(torch.isfinite(result.delta).all() and torch.isfinite(result.head).all())
-    if is_sound and client.run.settings.keeps_state:
-        _keep(client, server_round, whole_number(config, "state-round"), result)
-    # The server has to reject what is not sound, also where what is not sound does not travel.
-    loss = result.mean_loss if is_sound else math.nan
-    metrics: dict[str, int | float] = {"num-examples": client.data.num_examples, "train-loss": loss}
-    return Message(pack(payload, facts or None, metrics), reply_to=message)
+    if not (torch.isfinite(result.delta).all() and torch.isfinite(result.head).all()):
+        raise FedmaskError(
+            f"client {client.data.client_id}: training in round {server_round} has come to numbers that are not finite;"
+            " lower client.learning_rate or client.head_learning_rate"
+        )
+    updates = _updates(client, result, start_delta, start_head)
+    settings, client_id = client.run.settings, client.data.client_id
+    payload, residuals = encode_updates(updates, kept.residuals, settings.codec, server_round, client_id, settings.seed)
+    if settings.keeps_state:
+        _keep(client, server_round, whole_number(asked, "state-round"), result, residuals)
+    told |= {"num-examples": client.data.num_examples, "train-loss": result.mean_loss}
+    return Message(pack(payload, told), reply_to=message)
 
 
 @app.evaluate()
@@ -147,9 +149,10 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Score the client's own model on its task's whole split; send back counts."""
     client = _open(context)
-    config = config_of(message.content)
-    split, version = word(config, "split"), whole_number(config, "version")
-    received, kept = _receive(client, message, version), _own_state(client, config)
+    asked = facts_of(message.content)
+    split = word(asked, "split")
+    received = _receive(client, message, asked)
+    kept = _own_state(client, asked) if client.run.settings.keeps_own_model else Kept()
     delta, head = _start(client, received, kept)
     # The model this client would use from now on; where the server took no reply of its, that is none of its own.
     _show(client, Kept(head) if client.shares_head else kept)
@@ -158,20 +161,20 @@ def evaluate(message: Message, context: Context) -> Message:
         raise FedmaskError(f"client {client.data.client_id}: its model's outputs on {split} are not finite")
     labels = client.run.texts.split(client.data.task, split).labels
     counts = count(client.data.task, outputs, labels, client.data.label_mix)
-    metrics = {
+    told = {
         "counts": counts.whole.tolist(),
         "own-counts": counts.own.tolist(),
         "majority-counts": counts.majority.tolist(),
     }
-    return Message(pack(metrics=metrics), reply_to=message)
+    return Message(pack(facts=told), reply_to=message)
 
 
 @app.query("vectors")
 @_saying_what_is_missing
 def hold_vectors(message: Message, context: Context) -> Message:
     """Take the global vectors in, to be scored with them later."""
-    _receive(_open(context), message, whole_number(config_of(message.content), "version"))
-    return Message(pack(config={}), reply_to=message)
+    _receive(_open(context), message, facts_of(message.content))
+    return Message(pack(), reply_to=message)
 
 
 def _open(context: Context) -> Client:
@@ -199,21 +202,22 @@ def _state_folder(context: Context, run_id: str) -> Path:
     return (Path(kept_in) if kept_in else home(STATE_FOLDER) / ".fedmask" / "clients") / run_id
 
 
-def _receive(client: Client, message: Message, version: int) -> dict[str, NamedVector]:
-    """The vectors of this version: those in the message, else those kept. Raises MissingError where one is neither."""
-    expected = _expected(client)
-    vectors = unframe(payload_of(message.content), expected)
-    client.run.keep(version, vectors)
-    for name, layout_digest, _ in expected:
-        kept = client.run.received(version, name, layout_digest)
-        if kept is None:
-            raise MissingError("vectors")
-        vectors[name] = kept
+def _receive(client: Client, message: Message, asked: Facts) -> dict[str, NDArray[np.float32]]:
+    """The global vectors that the message is about, by name: what is held, with what it brings.
+
+    Raises MissingError where that is not enough.
+    """
+    if not (expected := _expected(client)):
+        return {}
+    version, checksum = whole_number(asked, "version"), whole_number(asked, "sum")
+    vectors = client.run.received.take(payload_of(message.content), expected, version, checksum)
+    if vectors is None:
+        raise MissingError("vectors")
     return vectors
 
 
-def _expected(client: Client) -> list[tuple[str, str, int]]:
-    """(name, layout digest, size) of the vectors that travel in this run."""
+def _expected(client: Client) -> Expected:
+    """The vectors that travel in this run."""
     expected = []
     if client.run.settings.exchanges_delta:
         assert client.run.mask is not None
@@ -223,18 +227,24 @@ def _expected(client: Client) -> list[tuple[str, str, int]]:
     return expected
 
 
-def _own_state(client: Client, config: ConfigRecord) -> Kept:
+def _own_state(client: Client, asked: Facts) -> Kept:
     """The client's state after the round that a message names. Raises LostStateError."""
     if not client.run.settings.keeps_state:
         return Kept()
-    return client.state.load(whole_number(config, "state-round"), client.layout)
+    return client.state.load(whole_number(asked, "state-round"), client.layout)
 
 
-def _keep(client: Client, server_round: int, state_round: int, result: LocalResult) -> None:
-    """What does not travel becomes the client's state after this round."""
+def _keep(
+    client: Client,
+    server_round: int,
+    state_round: int,
+    result: LocalResult,
+    residuals: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """What does not travel, or has not yet, becomes the client's state after this round."""
     settings = client.run.settings
     has_own_delta = settings.trains_delta and not settings.exchanges_delta
-    kept = Kept(None if client.shares_head else result.head, result.delta if has_own_delta else None)
+    kept = Kept(None if client.shares_head else result.head, result.delta if has_own_delta else None, residuals)
     client.state.keep(server_round, state_round, client.layout, kept)
     _show(client, kept)
 
@@ -247,18 +257,18 @@ def _show(client: Client, kept: Kept) -> None:
         client.state.show_delta(mask, client.run.texts.base, kept.delta)
 
 
-def _start(client: Client, received: dict[str, NamedVector], kept: Kept) -> tuple[Tensor, Tensor]:
+def _start(client: Client, received: Mapping[str, NDArray[np.float32]], kept: Kept) -> tuple[Tensor, Tensor]:
     """The delta (k,) and the head (size,) to begin with: received where they travel, else the client's own."""
     settings, mask = client.run.settings, client.run.mask
     if "delta" in received:
-        delta = torch.from_numpy(received["delta"].values)
+        delta = torch.from_numpy(received["delta"])
     elif kept.delta is not None:
         delta = kept.delta
     else:
         delta = torch.zeros(mask.num_selected if mask is not None and settings.trains_delta else 0)
     start = client.run.texts.head_start(client.layout, settings.client.head_init, settings.seed)
     if client.shares_head:
-        return delta, start + torch.from_numpy(received["head"].values)
+        return delta, start + torch.from_numpy(received["head"])
     return delta, start if kept.head is None else kept.head
 
 
@@ -298,9 +308,15 @@ def _reparametrisation(client: Client, delta: Tensor, server_round: int) -> Repa
     return BiasNetworks(client.run.entries, delta, settings.rank, generator)
 
 
-def _update(name: str, layout_digest: str, local: Tensor, start: Tensor) -> bytes:
-    """The frame of local minus received."""
-    return frame(NamedVector(name, layout_digest, (local - start).numpy().astype(np.float32, copy=False)))
+def _updates(client: Client, result: LocalResult, delta: Tensor, head: Tensor) -> list[NamedVector]:
+    """Local minus received, of each vector that travels."""
+    updates = []
+    if client.run.settings.exchanges_delta:
+        assert client.run.mask is not None
+        updates.append(NamedVector("delta", client.run.mask.digest, (result.delta - delta).numpy()))
+    if client.shares_head:
+        updates.append(NamedVector("head", client.layout.digest, (result.head - head).numpy()))
+    return updates
 
 
 def _features(client: Client, delta: Tensor, split: str) -> Tensor:

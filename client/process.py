@@ -26,8 +26,8 @@ from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.text import TokenizedSplit, encode, tokenize
 from fedmask.training.token_cache import cached_tokens
+from fedmask.wire.downlink import Received
 from fedmask.wire.setup import Settings, Setup
-from fedmask.wire.vectors import NamedVector
 
 
 class Texts:
@@ -128,17 +128,8 @@ class RunInProcess:
             self.mask = setup.mask
         self.entries = None if self.mask is None else SelectedEntries(base.encoder, self.mask)
         self.gradient = None if self.entries is None else SelectedGradient(base.encoder, self.entries)
-        self._received: dict[tuple[int, str, str], NamedVector] = {}
+        self.received = Received(setup.settings.codec, setup.settings.seed)
         self._features: tuple[Tensor, dict[tuple[str, str], Tensor]] = (torch.zeros(0), {})
-
-    def keep(self, version: int, vectors: dict[str, NamedVector]) -> None:
-        """Remember what was received with this version of the global state; older versions are forgotten."""
-        self._received = {key: vector for key, vector in self._received.items() if key[0] == version}
-        for vector in vectors.values():
-            self._received[(version, vector.name, vector.layout_digest)] = vector
-
-    def received(self, version: int, name: str, layout_digest: str) -> NamedVector | None:
-        return self._received.get((version, name, layout_digest))
 
     def features(self, delta: Tensor, task: Task, split: str) -> Tensor:
         """Features (n, H) of a split under the global delta; encoded once for all clients of the task."""
@@ -173,7 +164,8 @@ def _run_in_process(setup_bytes: bytes) -> RunInProcess:
 def texts_for(settings: Settings) -> Texts:
     """The texts of a run's clients; shared by the runs of one process that differ in how they train only."""
     clients = population(settings.data, settings.clients, settings.seed, pooled=settings.baseline == "central")
-    return _texts(json.dumps(dataclasses.asdict(settings.model), sort_keys=True), clients, settings.data.max_length)
+    model = dataclasses.asdict(settings.model) | {"device": settings.device}
+    return _texts(json.dumps(model, sort_keys=True), clients, settings.data.max_length)
 
 
 @lru_cache(maxsize=2)

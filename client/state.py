@@ -1,4 +1,5 @@
-"""What stays on a client from round to round: its task's head, and in the baselines without exchange its own delta.
+"""What stays on a client from round to round: its task's head, in the baselines without exchange its own delta, and
+what a codec left out of its last update.
 
 A state belongs to (run, client, round): `client-00003/state/round-00002.safetensors` is what the client had after
 training in round 2, sealed with the three. A round begins from the state that the server names, the last whose reply it
@@ -11,7 +12,8 @@ back. Each file is whole or not there.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ KEPT_BEFORE = 2
 """States of rounds before the newest that are kept beside it."""
 
 _NAME = re.compile(r"round-(\d{5,})\.safetensors")
-_HEAD, _DELTA = "head", "delta"
+_HEAD, _DELTA, _OF = "head", "delta", "residual/"
 
 
 class LostStateError(FedmaskError):
@@ -47,6 +49,8 @@ class Kept:
     """float32 (size,); None where the client has not trained one yet, or none of its own."""
     delta: Tensor | None = None
     """float32 (k,); None where the client has no delta of its own."""
+    residuals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """By vector what has not been sent of its updates, float32 (k,); zeros where there is none."""
 
 
 class ClientState:
@@ -76,9 +80,11 @@ class ClientState:
         found = {key: facts.get(key) for key in expected}
         if found != expected:
             raise LostStateError(f"client {self._client_id}: {path} is of {_words(found)}, not of {_words(expected)}")
-        if _HEAD in vectors and facts.get("head_layout") != layout.digest:
+        if vectors.keys() & {_HEAD, f"{_OF}{_HEAD}"} and facts.get("head_layout") != layout.digest:
             raise FedmaskError(f"{path}: a head of another task than {layout.task} {layout.labels}")
-        return Kept(*(torch.from_numpy(vectors[name]) if name in vectors else None for name in (_HEAD, _DELTA)))
+        head, delta = (torch.from_numpy(vectors[name]) if name in vectors else None for name in (_HEAD, _DELTA))
+        residuals = {name.removeprefix(_OF): values for name, values in vectors.items() if name.startswith(_OF)}
+        return Kept(head, delta, residuals)
 
     def keep(self, server_round: int, state_round: int, layout: HeadLayout, kept: Kept) -> None:
         """Write the state after server_round, which began from that of state_round; forget what neither needs.
@@ -88,6 +94,7 @@ class ClientState:
         vectors: dict[str, NDArray[np.float32]] = {
             name: values.numpy() for name, values in ((_HEAD, kept.head), (_DELTA, kept.delta)) if values is not None
         }
+        vectors |= {f"{_OF}{name}": residual for name, residual in kept.residuals.items()}
         facts = self._key | {"round": server_round, "head_layout": layout.digest}
         write_sealed(self._path(server_round), "client-state", vectors, facts)
         before = [number for number in self._rounds() if number <= state_round]

@@ -12,6 +12,14 @@ class MaskMismatchError(FedmaskError):
     """A mask or a base model is not the one that a recipe or an adapter names; both digests stand in the text."""
 
 
+class CodecError(FedmaskError):
+    """Bytes that are no vector of the expected length and finite values; `cause` as of a RejectedMessage."""
+
+    def __init__(self, detail: str, cause: str = "undecodable") -> None:
+        super().__init__(detail)
+        self.cause = cause
+
+
 class RejectedMessage(FedmaskError):  # noqa: N818 (what it names is the message)
     """A message that must not enter any sum or model. `cause` is the short kebab-case word it is counted under.
 

@@ -1,9 +1,15 @@
-"""Files that are whole or not there: written under a temporary name, flushed, renamed."""
+"""Files that are whole or not there: written under a temporary name, flushed, renamed. Folders of one process alone."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedmask.errors import FedmaskError
+
+LOCK = ".lock"
+"""The file in a folder by which a process holds the folder; what a killed process leaves of it holds nothing."""
 
 _SCRAPS = ".*.part"
 """The temporary names."""
@@ -50,3 +56,35 @@ def remove_scraps(folder: Path, in_subfolders: bool = False) -> None:
     """Remove what writes that were killed have left in a folder to which nobody writes now."""
     for scrap in list(folder.rglob(_SCRAPS) if in_subfolders else folder.glob(_SCRAPS)):
         scrap.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a folder, made where there is none, against every other process; the kernel lets go of it at a kill, too.
+
+    A folder with nothing in it in the end is removed. Raises FedmaskError(refusal) where it is held already.
+    """
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise FedmaskError(refusal) from error
+            if not _is_open_at(path, file.fileno()):  # removed by whoever held it until now
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    folder.rmdir()
+            return
+
+
+def _is_open_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

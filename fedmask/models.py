@@ -45,6 +45,9 @@ BUNDLED_SHA256 = {
 HUB_TIMEOUT_SECONDS = 10.0
 """How long the model hub may take to answer at all."""
 
+DEVICES = ("cpu", "cuda")
+"""Where a base model may compute."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What the parameters of a base model may be cast to."""
 
@@ -64,7 +67,7 @@ class BaseModel:
     weights: str
     """pretrained | random."""
     encoder: nn.Module
-    """The Hugging Face encoder, in evaluation mode; no parameter asks for a gradient."""
+    """The Hugging Face encoder, in evaluation mode, on its device; no parameter asks for a gradient."""
     tokenizer: PreTrainedTokenizerBase
     digest: str
     """SHA-256 of all parameters: `fedmask.masks.base_digest`."""
@@ -91,6 +94,7 @@ def load_base(
     weights: str = "pretrained",
     geometry: Mapping[str, int | float | str] | None = None,
     dtype: str | None = None,
+    device: str = "cpu",
 ) -> BaseModel:
     """Load an encoder once per process; later calls with the same arguments return the same object, unless the files of
     the folder have changed.
@@ -98,13 +102,19 @@ def load_base(
     The order for pretrained weights is `path` (a folder or a hub name), the local hub cache, for MiniLM the bundled
     package, the hub. A model without a hub name (`tiny`) is made from its geometry and a seed.
     `dtype`, a name in DTYPES, is what all parameters are cast to; without it they stay as they are stored.
+    `device`, one of DEVICES, is where they lie then: digests do not depend on it.
 
-    Raises FedmaskError where nothing is found, where a file is not the one it should be, for decoder-only models, and
-    for another dtype.
+    Raises FedmaskError where nothing is found, where a file is not the one it should be, for decoder-only models, for
+    another dtype, and for a device that is not there.
     """
     if dtype is not None and dtype not in DTYPES:
         raise FedmaskError(f"model.dtype={dtype}: must be one of {', '.join(DTYPES)}")
-    return _load_base(name, hub, path, weights, json.dumps(dict(geometry)) if geometry else None, dtype, _stamp(path))
+    if device not in DEVICES:
+        raise FedmaskError(f"device={device}: must be one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise FedmaskError("device=cuda: torch sees no GPU in this process; take device=cpu")
+    facts = json.dumps(dict(geometry)) if geometry else None
+    return _load_base(name, hub, path, weights, facts, dtype, device, _stamp(path))
 
 
 def shown_name(name: str, path: str | None) -> str:
@@ -130,6 +140,7 @@ def _load_base(
     weights: str,
     geometry: str | None,
     dtype: str | None,
+    device: str,
     stamp: tuple[tuple[str, int, int], ...],
 ) -> BaseModel:
     transformers_logging.set_verbosity_error()
@@ -142,8 +153,10 @@ def _load_base(
     encoder.eval().requires_grad_(False)
     if dtype is not None:
         _cast(encoder, DTYPES[dtype])
+    digest = base_digest(encoder)
+    encoder.to(device)
     lay_out_in_one_piece(encoder)
-    return BaseModel(shown_name(name, path), weights, encoder, tokenizer, base_digest(encoder))
+    return BaseModel(shown_name(name, path), weights, encoder, tokenizer, digest)
 
 
 def _cast(encoder: nn.Module, dtype: torch.dtype) -> None:
@@ -162,7 +175,7 @@ def lay_out_in_one_piece(encoder: nn.Module) -> None:
         alike = [parameter for parameter in parameters if parameter.dtype == dtype]
         step = ALIGNMENT_BYTES // alike[0].element_size()
         starts = [0, *itertools.accumulate(math.ceil(parameter.numel() / step) * step for parameter in alike)]
-        memory = torch.zeros(starts[-1], dtype=dtype)
+        memory = torch.zeros(starts[-1], dtype=dtype, device=alike[0].device)
         for parameter, start in zip(alike, starts, strict=False):
             place = memory[start : start + parameter.numel()].view(parameter.shape)
             parameter.data = place.copy_(parameter.data)

@@ -1,4 +1,4 @@
-"""Named float32 vectors and the facts about them in one sealed safetensors file: checkpoints, a client's state.
+"""Named vectors and the facts about them in one sealed safetensors file: checkpoints, a client's state.
 
 The facts are JSON in a single metadata entry `fedmask`. One of them is a SHA-256 over the whole file, taken while zeros
 stand in its place: a file that was cut or altered anywhere is refused. No time, no path, no pickle; same content, same
@@ -25,8 +25,8 @@ _UNSEALED = "0" * 64
 _LENGTH = struct.Struct("<Q")
 
 
-def write_sealed(path: Path, kind: str, vectors: Mapping[str, NDArray[np.float32]], facts: Mapping[str, Any]) -> None:
-    """kind: what the file is, told again when it is read. vectors: float32 (k,) by name. facts: JSON values."""
+def write_sealed(path: Path, kind: str, vectors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    """kind: what the file is, told again when it is read. vectors: (k,) by name. facts: JSON values."""
     described = json.dumps({**facts, _FORMAT: _format(kind), _SEAL: _UNSEALED}, sort_keys=True)
     unsealed = save(
         {name: np.ascontiguousarray(values) for name, values in vectors.items()}, metadata={_ENTRY: described}
@@ -36,7 +36,7 @@ def write_sealed(path: Path, kind: str, vectors: Mapping[str, NDArray[np.float32
     write_atomically(path, header + unsealed[len(header) :])
 
 
-def read_sealed(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+def read_sealed(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The facts, and the vectors by name. Raises FedmaskError where the file is missing, damaged or of another kind."""
     try:
         content = path.read_bytes()

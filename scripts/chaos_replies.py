@@ -8,18 +8,23 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedmask.wire.messages import CONFIG, METRICS, PAYLOAD, STYPE, metrics_of, pack, payload_of
-from fedmask.wire.vectors import NamedVector, frame
+from fedmask.wire.codecs import codec
+from fedmask.wire.messages import RECORD, STYPE, Facts, facts_of, pack, payload_of
+from fedmask.wire.vectors import Frame, frame, frames
 
 Change = Callable[[Message, np.random.Generator], None]
 """Spoils a reply in place."""
 
-_FIRST_HEADER_BYTES = 28
-_SIZE_AT, _LAYOUT_AT = 4, 8
+_FRAME_HEADER_BYTES = 16
+_BODY_LENGTH_AT = 12
+_CODEC_HEADER_BYTES = 8
+_SIZE_AT = 4
+"""Where in a codec's header the number of values stands."""
 
 
 @dataclass(frozen=True)
@@ -43,58 +48,77 @@ def malformed(kind: str, request: Message, reply: Message, generator: np.random.
 # ---- the payload -----------------------------------------------------------------------------------------------------
 
 
-def _with_payload(reply: Message, payload: bytes) -> None:
-    metrics = metrics_of(reply.content)
-    reply.content = pack(payload)
-    reply.content[METRICS] = metrics
+def rewrite(reply: Message, payload: bytes | None = None, facts: Facts | None = None) -> None:
+    """Another payload or other facts in place of what the reply holds."""
+    content = reply.content
+    told = facts_of(content) if facts is None else facts
+    reply.content = pack(payload_of(content) if payload is None else payload, told)
+
+
+def _first(reply: Message) -> Frame:
+    return frames(payload_of(reply.content))[0]
+
+
+def _size(first: Frame) -> int:
+    return int(struct.unpack_from("<I", first.body, _SIZE_AT)[0])
+
+
+def _body_start(first: Frame) -> int:
+    return _FRAME_HEADER_BYTES + len(first.name.encode())
 
 
 def _random_bytes(reply: Message, generator: np.random.Generator) -> None:
-    _with_payload(reply, generator.bytes(int(generator.integers(1, 3000))))
+    rewrite(reply, generator.bytes(int(generator.integers(1, 3000))))
 
 
 def _truncated(reply: Message, generator: np.random.Generator) -> None:
-    payload = payload_of(reply.content)
-    _with_payload(reply, payload[: int(generator.integers(1, _first_frame_bytes(payload)))])
+    rewrite(reply, payload_of(reply.content)[: int(generator.integers(1, _first(reply).num_bytes))])
 
 
 def _flipped_header(reply: Message, generator: np.random.Generator) -> None:
+    """One byte of the frame's header, its name or the codec's header."""
     payload = bytearray(payload_of(reply.content))
-    payload[int(generator.integers(_body_start(payload)))] ^= int(generator.integers(1, 256))
-    _with_payload(reply, bytes(payload))
+    at = int(generator.integers(_body_start(_first(reply)) + _CODEC_HEADER_BYTES))
+    payload[at] ^= int(generator.integers(1, 256))
+    rewrite(reply, bytes(payload))
 
 
 def _huge_claim(reply: Message, generator: np.random.Generator) -> None:
-    payload = bytearray(payload_of(reply.content))
-    struct.pack_into("<I", payload, _SIZE_AT, 2**32 - 1 - int(generator.integers(1000)))
+    payload, first = bytearray(payload_of(reply.content)), _first(reply)
+    struct.pack_into("<I", payload, _body_start(first) + _SIZE_AT, 2**32 - 1 - int(generator.integers(1000)))
     if generator.random() < 0.5:
-        struct.pack_into("<I", payload, _FIRST_HEADER_BYTES - 4, 2**32 - 1)
-    _with_payload(reply, bytes(payload))
+        struct.pack_into("<I", payload, _BODY_LENGTH_AT, 2**32 - 1)
+    rewrite(reply, bytes(payload))
 
 
 def _wrong_length(reply: Message, generator: np.random.Generator) -> None:
-    payload = payload_of(reply.content)
-    size = struct.unpack_from("<I", payload, _SIZE_AT)[0]
-    other = max(0, size + int(generator.choice([-size, -100, -1, 1, 100])))
-    _with_payload(reply, _delta_frame(_layout(payload), other))
+    first = _first(reply)
+    other = max(0, _size(first) + int(generator.choice([-_size(first), -100, -1, 1, 100])))
+    rewrite(reply, _delta(first.layout, np.zeros(other, np.float32)))
 
 
 def _wrong_layout(reply: Message, generator: np.random.Generator) -> None:
-    size = struct.unpack_from("<I", payload_of(reply.content), _SIZE_AT)[0]
-    _with_payload(reply, _delta_frame(generator.bytes(16).hex(), size))
+    rewrite(reply, _delta(generator.bytes(8), np.zeros(_size(_first(reply)), np.float32)))
 
 
 def _unknown_vector(reply: Message, generator: np.random.Generator) -> None:
     values = generator.standard_normal(int(generator.integers(1, 50))).astype(np.float32)
-    _with_payload(reply, payload_of(reply.content) + frame(NamedVector("spare", generator.bytes(16).hex(), values)))
+    spare = frame("spare", generator.bytes(8).hex(), codec("fp32").encode(values, 0))
+    rewrite(reply, payload_of(reply.content) + spare)
 
 
 def _twice(reply: Message, generator: np.random.Generator) -> None:
-    _with_payload(reply, payload_of(reply.content) * 2)
+    rewrite(reply, payload_of(reply.content) * 2)
+
+
+def _a_change(reply: Message, generator: np.random.Generator) -> None:
+    """What only the server sends: a change of a version."""
+    first = _first(reply)
+    rewrite(reply, frame(first.name, first.layout.hex(), bytes(first.body), steps=int(generator.integers(1, 256))))
 
 
 def _no_vector(reply: Message, generator: np.random.Generator) -> None:
-    _with_payload(reply, b"")
+    rewrite(reply, b"")
 
 
 def _not_a_number(reply: Message, generator: np.random.Generator) -> None:
@@ -110,65 +134,58 @@ def _huge_values(reply: Message, generator: np.random.Generator) -> None:
 
 
 def _with_value(reply: Message, generator: np.random.Generator, value: float) -> None:
-    """One entry of the first vector, anywhere in it."""
-    payload = bytearray(payload_of(reply.content))
-    size = struct.unpack_from("<I", payload, _SIZE_AT)[0]
-    struct.pack_into("<f", payload, _body_start(payload) + 4 * int(generator.integers(size)), value)
-    _with_payload(reply, bytes(payload))
+    """One entry of the first vector, anywhere in it, and zeros elsewhere; in fp32, which alone can say it."""
+    first = _first(reply)
+    body = bytearray(codec("fp32").encode(np.zeros(_size(first), np.float32), 0))
+    struct.pack_into("<f", body, _CODEC_HEADER_BYTES + 4 * int(generator.integers(_size(first))), value)
+    rewrite(reply, frame(first.name, first.layout.hex(), bytes(body)) + payload_of(reply.content)[first.num_bytes :])
+
+
+def _delta(layout: bytes, values: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    return frame("delta", layout.hex(), codec("fp32").encode(values, 0))
 
 
 def _another_array(reply: Message, generator: np.random.Generator) -> None:
     """Flower's own arrays in place of packed bytes, or two of ours."""
     ours = Array(dtype="uint8", shape=(3,), stype=STYPE, data=b"abc")
     floats = Array(generator.standard_normal(5))
-    reply.content[PAYLOAD] = ArrayRecord({"p": floats} if generator.random() < 0.5 else {"p": ours, "q": ours})
+    arrays = {RECORD: floats} if generator.random() < 0.5 else {RECORD: ours, "q": ours}
+    reply.content = RecordDict({RECORD: ArrayRecord(arrays)})
 
 
 def _another_record(reply: Message, generator: np.random.Generator) -> None:
-    """The payload's name on a record of another type."""
-    other = ConfigRecord({"p": generator.bytes(10)}) if generator.random() < 0.5 else MetricRecord({"p": 1})
-    del reply.content[PAYLOAD]
-    reply.content[PAYLOAD] = other
+    """The record's name on one of another type, or on another entry."""
+    other = ConfigRecord({"p": generator.bytes(10)}) if generator.random() < 0.5 else MetricRecord({RECORD: 1})
+    reply.content = RecordDict({RECORD: other})
 
 
-def _body_start(payload: bytes | bytearray) -> int:
-    return _FIRST_HEADER_BYTES + payload[3]
-
-
-def _first_frame_bytes(payload: bytes) -> int:
-    return _body_start(payload) + int(struct.unpack_from("<I", payload, _FIRST_HEADER_BYTES - 4)[0])
-
-
-def _layout(payload: bytes) -> str:
-    return payload[_LAYOUT_AT : _LAYOUT_AT + 16].hex()
-
-
-def _delta_frame(layout: str, size: int) -> bytes:
-    return frame(NamedVector("delta", layout, np.zeros(size, np.float32)))
-
-
-# ---- the metrics -----------------------------------------------------------------------------------------------------
+# ---- the facts -------------------------------------------------------------------------------------------------------
 
 
 def _bad_num_examples(reply: Message, generator: np.random.Generator) -> None:
-    _with_metric(
-        reply, generator, "num-examples", [-5, 0, 0.5, -0.0, math.nan, math.inf, 10**12, 1e300, [10], [], None]
-    )
+    _with_fact(reply, generator, "num-examples", [-5, 0, 0.5, -0.0, math.nan, math.inf, 10**12, 1e300, [10], [], None])
 
 
 def _bad_train_loss(reply: Message, generator: np.random.Generator) -> None:
-    _with_metric(reply, generator, "train-loss", [-1, math.nan, -math.inf, 1e300, 10**12, [0.5] * 1000, None])
+    _with_fact(reply, generator, "train-loss", [-1, math.nan, -math.inf, 1e300, 10**12, [0.5] * 1000, None])
 
 
-def _with_metric(reply: Message, generator: np.random.Generator, name: str, values: list[object]) -> None:
+def _with_fact(reply: Message, generator: np.random.Generator, name: str, values: list[Any]) -> None:
     value = values[int(generator.integers(len(values)))]
-    kept = dict(metrics_of(reply.content)) | {name: value}
-    reply.content[METRICS] = MetricRecord({key: entry for key, entry in kept.items() if entry is not None})  # type: ignore[misc]
+    told = facts_of(reply.content) | {name: value}
+    rewrite(reply, facts={key: fact for key, fact in told.items() if fact is not None})
 
 
-def _metrics_of_texts(reply: Message, generator: np.random.Generator) -> None:
-    del reply.content[METRICS]
-    reply.content[METRICS] = ConfigRecord({"num-examples": 10, "train-loss": "low" * int(generator.integers(1, 1000))})
+def _facts_of_texts(reply: Message, generator: np.random.Generator) -> None:
+    rewrite(reply, facts={"num-examples": "10", "train-loss": "low" * int(generator.integers(1, 1000))})
+
+
+def _facts_of_nonsense(reply: Message, generator: np.random.Generator) -> None:
+    """Bytes that are no JSON, or JSON that is too deep, too long, or no names with values."""
+    told = [b"{", b"[" * 60_000, b"[1]", b'{"a":{}}', b'{"a":null}', b'"' + b"x" * 2**20, generator.bytes(40)]
+    chosen = told[int(generator.integers(len(told)))]
+    packed = struct.pack("<I", 1 | len(chosen) << 8) + chosen + payload_of(reply.content)
+    reply.content = RecordDict({RECORD: ConfigRecord({RECORD: packed})})
 
 
 # ---- the message -----------------------------------------------------------------------------------------------------
@@ -179,9 +196,8 @@ def _empty(reply: Message, generator: np.random.Generator) -> None:
 
 
 def _always_lacking(reply: Message, generator: np.random.Generator) -> None:
-    reply.content = pack()
     missing = int(generator.integers(9)) if generator.random() < 0.5 else "\x1b[2J" * int(generator.integers(1, 1000))
-    reply.content[CONFIG] = ConfigRecord({"missing": missing})
+    rewrite(reply, b"", {"missing": missing})
 
 
 def _other_round(reply: Message, generator: np.random.Generator) -> None:
@@ -210,22 +226,24 @@ def _with_metadata(reply: Message, name: str, value: object) -> None:
 KINDS: Mapping[str, Kind] = {
     "random bytes": Kind(frozenset({"undecodable"}), _random_bytes),
     "truncated": Kind(frozenset({"undecodable"}), _truncated),
-    "flipped header": Kind(frozenset({"undecodable", "wrong-layout", "wrong-length"}), _flipped_header),
+    "flipped header": Kind(frozenset({"undecodable", "wrong-layout", "wrong-length", "not-finite"}), _flipped_header),
     "huge claim": Kind(frozenset({"undecodable", "wrong-length"}), _huge_claim),
     "wrong length": Kind(frozenset({"wrong-length"}), _wrong_length),
     "wrong layout": Kind(frozenset({"wrong-layout"}), _wrong_layout),
     "unknown vector": Kind(frozenset({"undecodable"}), _unknown_vector),
+    "a change": Kind(frozenset({"undecodable"}), _a_change),
     "vector twice": Kind(frozenset({"undecodable"}), _twice),
     "no vector": Kind(frozenset({"missing-vector"}), _no_vector),
     "NaN": Kind(frozenset({"not-finite"}), _not_a_number),
     "infinity": Kind(frozenset({"not-finite"}), _infinity),
     "huge values": Kind(frozenset({"too-large"}), _huge_values),
     "another array": Kind(frozenset({"undecodable"}), _another_array),
-    "another record": Kind(frozenset({"missing-vector"}), _another_record),
+    "another record": Kind(frozenset({"undecodable"}), _another_record),
     "num_examples": Kind(frozenset({"bad-num-examples"}), _bad_num_examples),
     "train_loss": Kind(frozenset({"bad-train-loss"}), _bad_train_loss),
-    "metrics of texts": Kind(frozenset({"bad-num-examples"}), _metrics_of_texts),
-    "nothing": Kind(frozenset({"missing-vector"}), _empty),
+    "facts of texts": Kind(frozenset({"bad-num-examples"}), _facts_of_texts),
+    "facts of nonsense": Kind(frozenset({"undecodable"}), _facts_of_nonsense),
+    "nothing": Kind(frozenset({"undecodable"}), _empty),
     "always lacking": Kind(frozenset({"still-missing"}), _always_lacking),
     "other round": Kind(frozenset({"other-round"}), _other_round),
     "other run": Kind(frozenset({"other-run"}), _other_run),

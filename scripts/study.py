@@ -12,7 +12,6 @@ report=true rewrites docs/studies/NAME.md, its plot and results (NAME.jsonl), an
 finished cells alone; for a file of your own it writes page, plot and results into DIR.
 """
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -33,7 +32,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.errors import FedmaskError
-from fedmask.files import write_atomically
+from fedmask.files import locked, write_atomically
 from fedmask.processes import end_with_parent
 from fedmask.runs.commit import commit_of
 from fedmask.runs.config import RunConfig
@@ -84,7 +83,10 @@ def main(arguments: list[str]) -> int:
         request = read_request(arguments)
         if request.report:
             return report(request)
-        with _only_one(request.output):
+        # Two runners of one study would write into the same cells.
+        with locked(
+            request.output, f"output={request.output}: this study is being run there already; wait, or name another"
+        ):
             return run_study(request)
     except FedmaskError as error:
         print(error, file=sys.stderr)
@@ -158,20 +160,6 @@ def _switch(given: Mapping[str, str], key: str) -> bool:
     if given[key] not in ("true", "false"):
         raise FedmaskError(f"{key}={given[key]}: must be true or false")
     return given[key] == "true"
-
-
-@contextmanager
-def _only_one(output: Path) -> Iterator[None]:
-    """Two runners of one study would write into the same cells."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FedmaskError(
-                f"output={output}: this study is being run there already; wait, or name another"
-            ) from error
-        yield
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ from fedmask.runs.tensorboard import Scalars, check_installed
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
 from fedmask.training.text import check_length
-from fedmask.wire.ledger import Ledger, LedgerLine, full_finetuning_bytes_per_client_round
+from fedmask.wire.ledger import Ledger, LedgerLine
+from fedmask.wire.projections import full_finetuning_bytes_each_way
 from fedmask.wire.setup import Settings
 from server.compose import compose
 from server.scores import Scores
@@ -95,6 +96,12 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     torch.set_num_threads(config.threads)
     assert config.output is not None, "the output folder is resolved before a run starts"
     folder = RunFolder(Path(config.output), config.overwrite, resume=config.resume is not None)
+    with folder.held():
+        return _run_in(folder, grid, config, observer, started)
+
+
+def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer, started: float) -> dict[str, Any]:
+    """started: on the clock of `perf_counter`."""
     if config.resume is not None and (summary := folder.finished_before()) is not None:
         return _left_as_it_is(folder, summary)
     model = config.model
@@ -133,7 +140,7 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
         raise
     recorder.close(strategy.test_scores)
     if config.baseline == "none" and mask is not None:
-        save_adapter(folder.adapter, strategy.state.delta, mask, base)
+        save_adapter(folder.adapter, strategy.held_delta, mask, base)
     summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
         "run_id": settings.run_id,
         "clients_never_drawn": strategy.num_never_drawn,
@@ -195,10 +202,12 @@ def settings_for(config: RunConfig, run_id: str | None = None) -> Settings:
         model=config.model,
         data=config.data,
         client=config.client,
+        codec=config.codec,
         clients=config.clients,
         rank=config.mask.rank or 0,
         baseline=config.baseline,
         seed=config.seed,
+        device=config.device,
         threads=config.threads,
         run_id=run_id or secrets.token_hex(8),
     )
@@ -248,7 +257,7 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "uplink_bytes_per_client_round": ledger.bytes_per_client_round("up"),
             "downlink_bytes_per_client_round": ledger.bytes_per_client_round("down"),
             "total_bytes": ledger.total_bytes,
-            "full_finetuning_bytes_per_client_round": full_finetuning_bytes_per_client_round(base.num_parameters),
+            "full_finetuning_bytes_per_client_round": 2 * full_finetuning_bytes_each_way(base.num_parameters),
         },
     }
 
@@ -287,7 +296,7 @@ class _FolderObserver:
         self.watching.client_failed(server_round, client_id, cause, detail)
 
     def round_ended(self, report: RoundReport) -> None:
-        line = round_line(report)
+        line = round_line(report, self.ledger)
         self.folder.add_round(line)
         messages = self._write_ledger()
         if self.scalars is not None:
@@ -311,8 +320,8 @@ class _FolderObserver:
         return lines
 
 
-def round_line(report: RoundReport) -> dict[str, Any]:
-    """A round's line of rounds.jsonl; scores on the validation split."""
+def round_line(report: RoundReport, ledger: Ledger) -> dict[str, Any]:
+    """A round's line of rounds.jsonl; scores on the validation split, bytes of all messages until then."""
     return {
         "round": report.round,
         "clients": len(report.cohort),
@@ -326,6 +335,8 @@ def round_line(report: RoundReport) -> dict[str, Any]:
         "score": report.scores.score(),
         "own_score": report.scores.own_score(),
         "mean_score": report.scores.mean_score(),
+        "payload_bytes": ledger.total_payload_bytes,
+        "wire_bytes": ledger.total_bytes,
         "seconds": round(report.seconds, 3),
     }
 

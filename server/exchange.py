@@ -9,20 +9,20 @@ import logging
 import re
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
 from fedmask.tasks.metrics import METRICS
 from fedmask.wire.ledger import REJECTED, UNKNOWN_CLIENT, Direction, Ledger, LedgerLine
-from fedmask.wire.messages import config_of, pack, payload_of, whole_number, wire_bytes, word
+from fedmask.wire.messages import Facts, facts_of, pack, payload_of, whole_number, wire_bytes, word
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame_sizes
 from server.open_requests import OpenRequests
@@ -37,6 +37,7 @@ MAX_TASK_CHARACTERS = 200
 """Of a task's name; each member's is held and shown."""
 
 _LAYOUT_DIGEST = re.compile("[0-9a-f]{64}")
+_DATA_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Member:
     metric: str
     head_layout: str
     head_size: int
+    data_digest: str
+    """Tells whether a client's rows are those that it had before, and nothing of them."""
 
 
 class ReplyObserver(Protocol):
@@ -85,9 +88,10 @@ class Exchange:
     def member_of(self, reply: Message) -> Member:
         return self.members[self._client_ids[reply.metadata.src_node_id]]
 
-    def holds(self, member: Member, version: int) -> bool:
-        """Whether the client was sent this version of the global vectors and answered."""
-        return self._held_version.get(member.client_id) == version
+    def held_version(self, member: Member) -> int | None:
+        """The newest version of the global vectors that the client was sent and answered; 0 are the zeros that all
+        begin with. None where it may hold none, for it has answered with what cannot be used."""
+        return self._held_version.get(member.client_id)
 
     def reject(self, reply: Message) -> None:
         """A reply that `replies` gave cannot be used: its bytes are not accepted ones, and its client, whatever it
@@ -126,13 +130,14 @@ class Exchange:
             self._ledger = of_the_run
 
     def hand_over(
-        self, grid: Grid, server_round: int, version: int, requests: Iterable[Message], timeout: float
+        self, grid: Grid, server_round: int, held: Mapping[int, int | None], requests: Iterable[Message], timeout: float
     ) -> None:
-        """Send vectors to clients that held them before their process ended; who answers holds them again."""
+        """Send vectors to clients that held some before their process ended. held: by client_id the version that each
+        counts as holding from then on, for a run that never stopped would have it so."""
+        self._held_version = {client_id: version for client_id, version in held.items() if version is not None}
         deadline = time.monotonic() + timeout
-        # Whose vectors do not arrive is sent them again when it is scored.
-        for reply in self._ask(grid, server_round, "vectors", requests, deadline, lambda client_id, rejection: None):
-            self._note_held(self.member_of(reply).client_id, version, reply)
+        # To whom they do not arrive says later that it lacks them, and is sent them again.
+        deque(self._ask(grid, server_round, "vectors", requests, deadline, lambda client_id, rejection: None), maxlen=0)
 
     # ---- introductions -----------------------------------------------------------------------------------------
 
@@ -178,8 +183,8 @@ class Exchange:
             if reply.has_error():
                 failed[node_id] = f"a client could not be set up: {_reason(reply)}"
                 continue
-            facts = config_of(reply.content)
             try:
+                facts = facts_of(reply.content)
                 client_id = self._claimed_id(node_id, facts)
                 self._ledger.record(server_round, client_id, "down", "mask", len(setup_bytes), sizes[node_id])
                 self._ledger.record(server_round, client_id, "up", "mask", 0, wire_bytes(reply))
@@ -193,7 +198,7 @@ class Exchange:
             self._observer.reply_arrived(client_id)
         return refused, failed
 
-    def _claimed_id(self, node_id: int, facts: ConfigRecord) -> int:
+    def _claimed_id(self, node_id: int, facts: Facts) -> int:
         """The client_id that a node gives as its own. Raises FedmaskError where it cannot be."""
         client_id = whole_number(facts, "client-id")
         if not 0 <= client_id < self._settings.clients:
@@ -204,7 +209,7 @@ class Exchange:
             raise FedmaskError(f"client {self._client_ids[node_id]} claims to be client {client_id} now")
         return client_id
 
-    def _enrol(self, client_id: int, node_id: int, facts: ConfigRecord) -> None:
+    def _enrol(self, client_id: int, node_id: int, facts: Facts) -> None:
         mask_digest = word(facts, "mask-digest")
         if mask_digest != self.mask_digest:
             raise FedmaskError(f"client {client_id} has mask {mask_digest}, the server's is {self.mask_digest}")
@@ -222,11 +227,15 @@ class Exchange:
         task = word(facts, "task")
         if len(task) > MAX_TASK_CHARACTERS:
             raise FedmaskError(f"client {client_id} has a task whose name is {len(task):,} characters long")
+        data_digest = word(facts, "data-digest")
+        if not _DATA_DIGEST.fullmatch(data_digest):
+            raise FedmaskError(f"client {client_id} has data digest {data_digest[:80]!r}, expected 16 hex digits")
         # Interned: thousands of clients share a few tasks, and each reply brings the words anew.
-        member = Member(client_id, node_id, sys.intern(task), sys.intern(metric), sys.intern(layout), size)
+        member = Member(client_id, node_id, sys.intern(task), sys.intern(metric), sys.intern(layout), size, data_digest)
         if self.members.setdefault(client_id, member) != member:
             raise FedmaskError(f"client {client_id} was {self.members[client_id]}, and says now that it is {member}")
         self._client_ids[node_id] = client_id
+        self._held_version.setdefault(client_id, 0)
 
     # ---- rounds ------------------------------------------------------------------------------------------------
 
@@ -260,7 +269,7 @@ class Exchange:
 
         def first_answers() -> Iterator[Message]:
             for reply in self._ask(grid, server_round, kind, asked(), deadline, on_rejected):
-                if not reply.has_error() and "missing" in config_of(reply.content):
+                if _lacks_something(reply):
                     lacking.append(self.member_of(reply).client_id)
                 else:
                     yield reply
@@ -324,7 +333,7 @@ class Exchange:
 
     def _note_held(self, client_id: int, version: int, reply: Message) -> None:
         """A client that answered, and lacks nothing, holds the version that it was asked about."""
-        if reply.has_error() or "missing" in config_of(reply.content):
+        if reply.has_error() or _lacks_something(reply):
             self._held_version.pop(client_id, None)
         else:
             self._held_version[client_id] = version
@@ -333,17 +342,25 @@ class Exchange:
         self, server_round: int, client_id: int, direction: Direction, kind: str, message: Message
     ) -> list[LedgerLine]:
         """One message into the ledger; a shared head's frame is counted under a kind of its own."""
-        sizes: dict[str, int] = {}
+        sizes = Counter[str]()
         if message.has_content():
-            try:
+            with suppress(RejectedMessage):  # what cannot be read is all framing
                 sizes = frame_sizes(payload_of(message.content))
-            except RejectedMessage:
-                sizes = {}  # what cannot be read is all framing
         head_bytes = sizes.pop("head", 0)
         payload_bytes = sum(sizes.values())
         return self._ledger.record(
             server_round, client_id, direction, kind, payload_bytes, wire_bytes(message), {"head": head_bytes}
         )
+
+
+def _lacks_something(reply: Message) -> bool:
+    """Whether the client says that it cannot answer with what it holds."""
+    if reply.has_error():
+        return False
+    try:
+        return "missing" in facts_of(reply.content)
+    except RejectedMessage:  # whoever reads the reply rejects it
+        return False
 
 
 class _StreamingGrid(Protocol):

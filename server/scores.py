@@ -5,11 +5,10 @@ beside it; the mean score is the mean over tasks. Fractions, or correlations fro
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import MetricRecord
 
 from fedmask.errors import RejectedMessage
 from fedmask.tasks.metrics import METRICS
@@ -32,7 +31,7 @@ class ClientScore:
     """Of always guessing the client's majority label, weighted likewise."""
 
     @classmethod
-    def of(cls, client_id: int, task: str, metric: str, counts: MetricRecord) -> "ClientScore":
+    def of(cls, client_id: int, task: str, metric: str, counts: Mapping[str, object]) -> "ClientScore":
         """Raises RejectedMessage for counts that cannot be counted or give no score."""
         values = [_score(metric, name, counts.get(name)) for name in ("counts", "own-counts", "majority-counts")]
         return cls(client_id, task, *values)

@@ -4,6 +4,9 @@ Round t:  cohort -> global delta down -> updates up -> check each, clip -> combi
 server learning rate * combined update -> counts of the cohort's models on the validation split. After the last round,
 every client that took part is scored on the test split. A reply that cannot be used is counted by cause and leaves no
 trace in any sum; with too few usable updates the same cohort is asked again, from the same global delta.
+
+What is sent down is what the clients lack of what they hold (`fedmask.wire.downlink`): training brings nothing that
+scoring brought before. Where the codec loses something, clients hold, and the run's adapter is, what they were sent.
 """
 
 import logging
@@ -25,10 +28,12 @@ from fedmask.masks import Mask
 from fedmask.randomness import seed_for
 from fedmask.runs.checkpoint import ClientRecord, ServerState
 from fedmask.runs.config import ServerConfig, shown
+from fedmask.wire.downlink import Downlink, Expected
 from fedmask.wire.ledger import UNKNOWN_CLIENT, Ledger
-from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
+from fedmask.wire.messages import Fact, Facts, facts_of, pack, payload_of
 from fedmask.wire.setup import Settings
-from fedmask.wire.vectors import NamedVector, frame, unframe
+from fedmask.wire.uplink import decode_updates
+from fedmask.wire.vectors import NamedVector
 from server.exchange import Exchange, Member, ReplyObserver
 from server.scores import ClientScore, Scores
 
@@ -125,7 +130,7 @@ class MaskedAveraging(Strategy):
         """By client_id the last round in which its reply was accepted: which of its own states it goes on from."""
         self._states_lost: set[int] = set()
         self._resumed: ServerState | None = None
-        self._frames: tuple[int, dict[tuple[str, str], bytes]] = (-1, {})
+        self._downlink = Downlink(settings.codec, settings.seed)
         self.state = GlobalState(np.zeros(mask.num_selected if mask is not None else 0, np.float32))
         self.test_scores = Scores(())
         self.test_failure_causes: dict[str, int] = {}
@@ -135,9 +140,14 @@ class MaskedAveraging(Strategy):
         """Clients that no cohort had; they are left out of the test scores."""
         return len(set(self._exchange.members) - self._drawn)
 
+    @property
+    def held_delta(self) -> NDArray[np.float32]:
+        """The global delta as the clients hold it, float32 (k,): what they are scored with."""
+        return self._downlink.held("delta", self._exchange.mask_digest, self.state.delta.size)
+
     def arrays(self) -> ArrayRecord:
-        """The global delta as Flower's record."""
-        return ArrayRecord({"delta": Array(self.state.delta)})
+        """The global delta as the clients hold it, as Flower's record."""
+        return ArrayRecord({"delta": Array(self.held_delta)})
 
     def summary(self) -> None:
         """Nothing to log: the run folder holds the configuration."""
@@ -158,6 +168,7 @@ class MaskedAveraging(Strategy):
         self.state = GlobalState(state.delta, dict(state.heads), version=state.round)
         self._drawn = {client_id for client_id, record in state.clients.items() if record.is_drawn}
         self._state_rounds = {client: record.state_round for client, record in state.clients.items()}
+        self._downlink = Downlink(self._settings.codec, self._settings.seed, state.broadcast)
 
     def _server_state(self) -> ServerState:
         return ServerState(
@@ -166,6 +177,7 @@ class MaskedAveraging(Strategy):
             mask_digest=self._exchange.mask_digest,
             delta=self.state.delta,
             heads=dict(self.state.heads),
+            broadcast=self._downlink.broadcast,
             clients={client_id: self._record_of(member) for client_id, member in self._exchange.members.items()},
         )
 
@@ -175,23 +187,21 @@ class MaskedAveraging(Strategy):
             member.metric,
             member.head_layout,
             member.head_size,
+            member.data_digest,
             state_round=self._state_rounds.get(member.client_id, 0),
             is_drawn=member.client_id in self._drawn,
-            holds_vectors=self._exchange.holds(member, self.state.version),
+            held_version=self._exchange.held_version(member),
         )
 
-    def _introduce_again(self, grid: Grid, state: ServerState, num_rounds: int, timeout: float) -> None:
-        """The mask to every client, for their processes are new ones; before the test split the vectors as well.
+    def _introduce_again(self, grid: Grid, state: ServerState, timeout: float) -> None:
+        """The mask to every client, for their processes are new ones, and to those that held vectors the newest ones.
 
         Raises FedmaskError where a client is not what it was.
         """
         with self._exchange.counting_apart() as resent:
             self._exchange.send_mask(grid, self._num_clients, timeout)
             self._check_members(state.clients)
-            # Of a round that is still to come, training brings them.
-            if state.round == num_rounds and self._score_test and self._settings.exchanges_delta:
-                holders = [client_id for client_id, record in state.clients.items() if record.holds_vectors]
-                self._hand_over(grid, state.round, sorted(holders), timeout)
+            self._hand_over(grid, state, timeout)
         self._observer.resumed(state.round, resent)
 
     def _check_members(self, known: Mapping[int, ClientRecord]) -> None:
@@ -199,7 +209,9 @@ class MaskedAveraging(Strategy):
         for client_id in sorted(known.keys() | members.keys()):
             before, now = known.get(client_id), members.get(client_id)
             words = [
-                "no client" if one is None else f"task {one.task}, {one.metric}, head {one.head_layout[:12]}"
+                "no client"
+                if one is None
+                else f"task {one.task}, {one.metric}, head {one.head_layout[:12]}, data {one.data_digest}"
                 for one in (before, now)
             ]
             if words[0] != words[1]:
@@ -208,10 +220,15 @@ class MaskedAveraging(Strategy):
                     f"{words[1]}; resume with the data that the run was begun with"
                 )
 
-    def _hand_over(self, grid: Grid, server_round: int, client_ids: list[int], timeout: float) -> None:
-        members = [self._exchange.members[client_id] for client_id in client_ids]
-        requests = (self._request("query.vectors", member, server_round, with_vectors=True) for member in members)
-        self._exchange.hand_over(grid, server_round, self.state.version, requests, timeout)
+    def _hand_over(self, grid: Grid, state: ServerState, timeout: float) -> None:
+        held = {client_id: state.clients[client_id].held_version for client_id in sorted(state.clients)}
+        # Version 0 are zeros, which nobody has to be sent.
+        holders = [client_id for client_id, version in held.items() if version and self._settings.exchanges_delta]
+        requests = (
+            self._request("query.vectors", self._exchange.members[client_id], state.round, send_whole=True)
+            for client_id in holders
+        )
+        self._exchange.hand_over(grid, state.round, held, requests, timeout)
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -239,7 +256,7 @@ class MaskedAveraging(Strategy):
             self._exchange.send_mask(grid, self._num_clients, max(timeout, SETUP_SECONDS))
             self._evaluate_on_server(evaluate_fn, 0, result)
         else:
-            self._introduce_again(grid, self._resumed, num_rounds, max(timeout, SETUP_SECONDS))
+            self._introduce_again(grid, self._resumed, max(timeout, SETUP_SECONDS))
         for server_round in range(self.state.version + 1, num_rounds + 1):
             started = time.perf_counter()
             self._failures.clear()
@@ -311,12 +328,12 @@ class MaskedAveraging(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The global vectors to every client of the round's cohort, in client order."""
+        """What every client of the round's cohort lacks of the global vectors, in client order."""
         cohort = self._cohort(server_round)
         self._drawn.update(cohort)
         self._observer.stage_started(server_round, "training", len(cohort))
         members = [self._exchange.members[client_id] for client_id in cohort]
-        return (self._request("train", member, server_round, with_vectors=True) for member in members)
+        return (self._request("train", member, server_round) for member in members)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -333,12 +350,14 @@ class MaskedAveraging(Strategy):
         for reply in replies:
             member = self._exchange.member_of(reply)
             try:
-                vectors, num_examples, train_loss = self._accepted(member, reply)
+                _raise_client_error(reply)
+                facts = facts_of(reply.content)
+                vectors, num_examples, train_loss = self._accepted(server_round, member, reply, facts)
             except RejectedMessage as rejection:
                 self._reject(server_round, reply, rejection)
                 continue
             accepted.append(member.client_id)
-            self._note_lost_state(server_round, member.client_id, reply)
+            self._note_lost_state(server_round, member.client_id, facts)
             for vector in vectors:
                 by_task = combined.setdefault((vector.name, vector.layout_digest), {})
                 task = member.task if rule.within_tasks else ""
@@ -351,6 +370,7 @@ class MaskedAveraging(Strategy):
         for (name, layout_digest), by_task in combined.items():
             self._step(name, layout_digest, average_over_tasks(list(by_task.values())))
         self.state.version = server_round
+        self._downlink.advance(server_round, self._vectors_by_key())
         # Only now: a client whose round does not count goes on from where it was before.
         self._state_rounds.update(dict.fromkeys(accepted, server_round))
         return self.arrays(), MetricRecord({"train-loss": float(loss.result()[0])})
@@ -363,40 +383,43 @@ class MaskedAveraging(Strategy):
             usable = f"replies of {num_usable} clients could be used, server.min_replies={needed} are needed"
         return TooFewRepliesError(f"round {server_round}: {usable} ({causes})")
 
-    def _accepted(self, member: Member, reply: Message) -> tuple[list[NamedVector], float, float]:
+    def _vectors_by_key(self) -> dict[tuple[str, str], NDArray[np.float32]]:
+        """All global vectors that travel, by name and layout digest."""
+        if not self._settings.exchanges_delta:
+            return {}
+        heads = {("head", layout_digest): head for layout_digest, head in self.state.heads.items()}
+        return {("delta", self._exchange.mask_digest): self.state.delta, **heads}
+
+    def _accepted(
+        self, server_round: int, member: Member, reply: Message, facts: Facts
+    ) -> tuple[list[NamedVector], float, float]:
         """A reply's vectors, clipped where asked for, weight and loss, if all of it can be trusted.
 
         Raises RejectedMessage, with the cause.
         """
-        _raise_client_error(reply)
-        vectors = self._vectors(member, reply)
+        vectors = self._updates(server_round, member, reply)
         norm, limit = l2_norm([vector.values for vector in vectors]), self._server.max_norm or MAX_NORM
         if norm > limit:
             raise RejectedMessage("too-large", f"the update has norm {norm:.6g}, allowed is {limit:g}")
-        metrics = metrics_of(reply.content)
-        num_examples = _number(metrics, "num-examples", 1, MAX_EXAMPLES)
-        train_loss = _number(metrics, "train-loss", 0, MAX_LOSS)
+        num_examples = _number(facts, "num-examples", 1, MAX_EXAMPLES)
+        train_loss = _number(facts, "train-loss", 0, MAX_LOSS)
         if self._server.clip_norm is not None:
             values = clipped([vector.values for vector in vectors], self._server.clip_norm)
             vectors = [replace(vector, values=scaled) for vector, scaled in zip(vectors, values, strict=True)]
         return vectors, num_examples, train_loss
 
-    def _vectors(self, member: Member, reply: Message) -> list[NamedVector]:
-        """All vectors that travel, of finite values. Raises RejectedMessage."""
-        expected = self._expected(member)
-        found = unframe(payload_of(reply.content), expected)
+    def _updates(self, server_round: int, member: Member, reply: Message) -> list[NamedVector]:
+        """All vectors that travel; decoding takes finite values alone. Raises RejectedMessage."""
+        expected, settings = self._expected(member), self._settings
+        found = decode_updates(payload_of(reply.content), expected, settings.codec, server_round, settings.seed)
         if len(found) != len(expected):
-            names = [name for name, _, _ in expected]
-            raise RejectedMessage("missing-vector", f"the reply holds {sorted(found)}, expected {names}")
-        for vector in found.values():
-            num_bad = np.count_nonzero(~np.isfinite(vector.values))
-            if num_bad:
-                raise RejectedMessage("not-finite", f"{num_bad} values of {vector.name} are not finite")
-        return list(found.values())
+            held, names = [vector.name for vector in found], [name for name, _, _ in expected]
+            raise RejectedMessage("missing-vector", f"the reply holds {held}, expected {names}")
+        return found
 
-    def _note_lost_state(self, server_round: int, client_id: int, reply: Message) -> None:
+    def _note_lost_state(self, server_round: int, client_id: int, facts: Facts) -> None:
         """A client whose own state is gone has begun anew and says so; its reply is as good as a new client's."""
-        if (detail := config_of(reply.content).get("state-lost")) is not None:
+        if (detail := facts.get("state-lost")) is not None:
             self._states_lost.add(client_id)
             logging.getLogger("fedmask").warning(
                 "round %d: client %d has begun anew: %s", server_round, client_id, shown(detail)
@@ -443,7 +466,7 @@ class MaskedAveraging(Strategy):
             member = self._exchange.member_of(reply)
             try:
                 _raise_client_error(reply)
-                counts = metrics_of(reply.content)
+                counts = facts_of(reply.content)
                 scores.append(ClientScore.of(member.client_id, member.task, member.metric, counts))
             except RejectedMessage as rejection:
                 self._reject(server_round, reply, rejection)
@@ -459,8 +482,8 @@ class MaskedAveraging(Strategy):
         generator = np.random.default_rng(seed_for(self._settings.seed, "cohort", server_round))
         return sorted(int(client) for client in generator.choice(members, self._clients_per_round, replace=False))
 
-    def _expected(self, member: Member) -> list[tuple[str, str, int]]:
-        """(name, layout digest, size) of the vectors that travel to and from this client."""
+    def _expected(self, member: Member) -> Expected:
+        """The vectors that travel to and from this client."""
         if not self._settings.exchanges_delta:
             return []
         expected = [("delta", self._exchange.mask_digest, self.state.delta.size)]
@@ -469,28 +492,19 @@ class MaskedAveraging(Strategy):
         return expected
 
     def _request(
-        self, kind: str, member: Member, server_round: int, split: str = "", with_vectors: bool = False
+        self, kind: str, member: Member, server_round: int, split: str = "", send_whole: bool = False
     ) -> Message:
-        """A message to one client; vectors that the client was just sent are left out, unless asked for."""
-        config: dict[str, int | float | str | bool] = {"round": server_round, "version": self.state.version}
+        """A message to one client, with what it lacks of the global vectors, or where asked for with all of them."""
+        facts: dict[str, Fact] = {"round": server_round, "version": self.state.version}
         if split:
-            config["split"] = split
+            facts["split"] = split
         if self._settings.keeps_state:
-            config["state-round"] = self._state_rounds.get(member.client_id, 0)
+            facts["state-round"] = self._state_rounds.get(member.client_id, 0)
         payload = b""
-        if with_vectors or not self._exchange.holds(member, self.state.version):
-            payload = b"".join(self._frame(name, layout_digest) for name, layout_digest, _ in self._expected(member))
-        return Message(pack(payload, config=config), member.node_id, kind, group_id=str(server_round))
-
-    def _frame(self, name: str, layout_digest: str) -> bytes:
-        """A global vector's frame: encoded once a version, one object for all messages."""
-        if self._frames[0] != self.state.version:
-            self._frames = (self.state.version, {})
-        frames = self._frames[1]
-        if (name, layout_digest) not in frames:
-            values = self.state.delta if name == "delta" else self._head(layout_digest)
-            frames[(name, layout_digest)] = frame(NamedVector(name, layout_digest, values))
-        return frames[(name, layout_digest)]
+        if expected := self._expected(member):
+            payload = self._downlink.payload(expected, None if send_whole else self._exchange.held_version(member))
+            facts["sum"] = self._downlink.checksum(expected)
+        return Message(pack(payload, facts), member.node_id, kind, group_id=str(server_round))
 
     def _replies(
         self,
@@ -511,7 +525,7 @@ class MaskedAveraging(Strategy):
                 yield request
 
         def ask_again(member: Member) -> Message:
-            return self._request(kind, member, server_round, split, with_vectors=True)
+            return self._request(kind, member, server_round, split, send_whole=True)
 
         def rejected(client_id: int, rejection: RejectedMessage) -> None:
             if client_id != UNKNOWN_CLIENT:
@@ -541,13 +555,13 @@ def _raise_client_error(reply: Message) -> None:
     """Raises RejectedMessage where the client answered with an error, or lacks what it was sent again."""
     if reply.has_error():
         raise RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}")
-    if (missing := config_of(reply.content).get("missing")) is not None:
+    if (missing := facts_of(reply.content).get("missing")) is not None:
         raise RejectedMessage("still-missing", f"the client still lacks what it was sent again: {missing!r}")
 
 
-def _number(metrics: MetricRecord, name: str, low: float, high: float) -> float:
-    """Raises RejectedMessage where the metric is missing, of another type, or not from low to high."""
-    value = metrics.get(name)
+def _number(facts: Facts, name: str, low: float, high: float) -> float:
+    """Raises RejectedMessage where the number is missing, of another type, or not from low to high."""
+    value = facts.get(name)
     # The type itself: a bool is an int to Python. NaN is not from low to high.
     if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
         found = f"a list of {len(value)}" if isinstance(value, list) else value

@@ -36,6 +36,14 @@ def tiny_bf16() -> BaseModel:
     return load_base("tiny", geometry=_geometry(), dtype="bfloat16")
 
 
+@pytest.fixture(scope="session")
+def tiny_cuda() -> BaseModel:
+    """The same weights on a GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch sees")
+    return load_base("tiny", geometry=_geometry(), device="cuda")
+
+
 def _geometry() -> dict[str, Any]:
     geometry: dict[str, Any] = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())["geometry"]
     return geometry

@@ -29,7 +29,7 @@ from transformers import (
 from fedmask import models
 from fedmask.errors import FedmaskError
 from fedmask.masks import base_digest
-from fedmask.models import DTYPES, MINILM_HUB_NAME, BaseModel, bundled_minilm, load_base, small_tokenizer
+from fedmask.models import DEVICES, DTYPES, MINILM_HUB_NAME, BaseModel, bundled_minilm, load_base, small_tokenizer
 from fedmask.runs.config import KEYS
 
 GEOMETRY = {
@@ -396,6 +396,16 @@ def test_a_dtype_that_is_not_known_is_one_line() -> None:
         load_base("tiny", geometry=GEOMETRY, dtype="float16")
     assert KEYS["model.dtype"].allowed.choices is not None
     assert list(KEYS["model.dtype"].allowed.choices) == list(DTYPES)
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(FedmaskError, match=r"^device=cuda: torch sees no GPU in this process; take device=cpu$"):
+        models.load_base("tiny", geometry=GEOMETRY, device="cuda")
+    with pytest.raises(FedmaskError, match=r"^device=abacus: must be one of cpu, cuda$"):
+        models.load_base("tiny", geometry=GEOMETRY, device="abacus")
+    assert KEYS["device"].allowed.choices is not None
+    assert list(KEYS["device"].allowed.choices) == list(DEVICES)
 
 
 def test_buffers_keep_their_precision() -> None:

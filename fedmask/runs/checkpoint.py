@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 
 from fedmask.errors import FedmaskError
 from fedmask.sealed_file import read_sealed, write_sealed
+from fedmask.wire.downlink import Broadcast, Key
 
 KEPT = 2
 """Checkpoints in a folder: the last one, and the one to fall back on."""
 
 _NAME = re.compile(r"round-(\d{5,})\.safetensors")
-_HEAD = "head/"
+_DELTA, _HEAD = "delta", "head/"
+_HELD, _CHANGE = "held/", "change/"
+"""Before a vector's name: what clients hold of it; with a number, how they came to hold it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,13 @@ class ClientRecord:
     metric: str
     head_layout: str
     head_size: int
+    data_digest: str
     state_round: int
     """The last round in which its reply was accepted: which of its states it goes on from; 0: of none."""
     is_drawn: bool
     """Whether a cohort had it."""
-    holds_vectors: bool
-    """Whether it holds the global vectors of this round."""
+    held_version: int | None
+    """The newest version of the global vectors that it holds; 0: the zeros that all begin with; None: perhaps none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,8 @@ class ServerState:
     """float32 (k,); k = 0 in a run without a mask."""
     heads: Mapping[str, NDArray[np.float32]]
     """Shared heads by layout digest."""
+    broadcast: Broadcast
+    """What the clients hold of these vectors, and the changes that lead to it."""
     clients: Mapping[int, ClientRecord]
     """By client_id."""
 
@@ -71,11 +77,13 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint; only then remove those beyond the last two."""
     state = checkpoint.state
-    vectors = {"delta": state.delta} | {f"{_HEAD}{layout}": values for layout, values in state.heads.items()}
+    vectors = {_DELTA: state.delta} | {f"{_HEAD}{layout}": values for layout, values in state.heads.items()}
+    vectors |= _vectors_of(state.broadcast)
     facts = {
         "run_id": state.run_id,
         "round": state.round,
         "mask_digest": state.mask_digest,
+        "num_changes": len(state.broadcast.changes),
         "clients": [[client_id, *_row(record)] for client_id, record in state.clients.items()],
         "seconds": checkpoint.seconds,
         "file_bytes": dict(checkpoint.file_bytes),
@@ -117,13 +125,46 @@ def _load(path: Path) -> Checkpoint:
             run_id=facts["run_id"],
             round=facts["round"],
             mask_digest=facts["mask_digest"],
-            delta=vectors.pop("delta"),
-            heads={name.removeprefix(_HEAD): values for name, values in vectors.items()},
+            delta=vectors[_DELTA],
+            heads={name.removeprefix(_HEAD): values for name, values in vectors.items() if name.startswith(_HEAD)},
+            broadcast=_broadcast(facts, vectors),
             clients={row[0]: ClientRecord(*row[1:]) for row in facts["clients"]},
         )
         return Checkpoint(state, facts["seconds"], facts["file_bytes"])
     except (KeyError, IndexError, TypeError) as error:  # whole, but not as this version writes it
         raise FedmaskError(f"{path}: not a checkpoint of this version of fedmask ({error})") from error
+
+
+def _vectors_of(broadcast: Broadcast) -> dict[str, Any]:
+    """By their names in the file; none where the codec is lossless, for then clients hold the server's own vectors."""
+    if not broadcast.changes:
+        return {}
+    held = {f"{_HELD}{_name(key)}": values for key, values in broadcast.held.items()}
+    return held | {
+        f"{_CHANGE}{number}/{_name(key)}": np.frombuffer(body, np.uint8)
+        for number, bodies in enumerate(broadcast.changes)
+        for key, body in bodies.items()
+    }
+
+
+def _broadcast(facts: Mapping[str, Any], vectors: Mapping[str, Any]) -> Broadcast:
+    prefix = _HELD if facts["num_changes"] else ""
+    found = {name.removeprefix(prefix): values for name, values in vectors.items() if name.startswith(prefix)}
+    held = {_key(name, facts["mask_digest"]): values for name, values in found.items()}
+    changes = [dict[Key, bytes]() for _ in range(facts["num_changes"])]
+    for name, body in vectors.items():
+        if name.startswith(_CHANGE):
+            number, _, vector = name.removeprefix(_CHANGE).partition("/")
+            changes[int(number)][_key(vector, facts["mask_digest"])] = body.tobytes()
+    return Broadcast(facts["round"], held, tuple(changes))
+
+
+def _name(key: Key) -> str:
+    return _DELTA if key[0] == "delta" else f"{_HEAD}{key[1]}"
+
+
+def _key(name: str, mask_digest: str) -> Key:
+    return ("delta", mask_digest) if name == _DELTA else ("head", name.removeprefix(_HEAD))
 
 
 def _row(record: ClientRecord) -> list[Any]:

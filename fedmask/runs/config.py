@@ -115,6 +115,21 @@ def _geometry() -> Allowed:
     return Allowed("a mapping of names to numbers or words, model_type among them", read)
 
 
+def _codec() -> Allowed:
+    def read(value: object) -> str:
+        from fedmask.wire.codecs import codec  # numpy: late
+
+        if not isinstance(value, str):
+            raise ValueError
+        try:
+            return codec(value).spec
+        except FedmaskError as error:
+            raise ValueError from error
+
+    names = "fp32, fp16, bf16, int8, int4, sign"
+    return Allowed(f"{names}, topk:FRACTION or topk:FRACTION:NAME, each with +entropy behind it or without", read)
+
+
 def _or_null(allowed: Allowed, meaning: str) -> Allowed:
     def read(value: object) -> Any:
         return None if value is None else allowed.read(value)
@@ -339,6 +354,36 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
+class CodecConfig:
+    """How vectors become bytes on the wire."""
+
+    up: Annotated[str, "Codec of the clients' updates", _codec()]
+    down: Annotated[
+        str,
+        "Codec of the server's vectors; one that loses something sends what changed since the version that a client "
+        "holds, and what it lost is sent later",
+        _codec(),
+    ]
+    rotate: Annotated[
+        int,
+        "Of every vector only one of so many parts travels in a round, the same for all clients; 1: all of it",
+        _whole(1, 2**16),
+    ]
+    error_feedback: Annotated[
+        bool,
+        "Whether a client adds to its next update what its codec, or the rotation, left out of the last",
+        _switch(),
+    ]
+
+    @property
+    def keeps_residuals(self) -> bool:
+        """Whether something of an update is left at the client for the next one."""
+        from fedmask.wire.codecs import codec  # numpy: late
+
+        return self.error_feedback and (self.rotate > 1 or not codec(self.up).is_lossless)
+
+
+@dataclass(frozen=True)
 class RayConfig:
     """Flower's simulation engine on Ray; read with runtime=ray only."""
 
@@ -377,6 +422,7 @@ class RunConfig:
     mask: MaskConfig
     client: ClientConfig
     server: ServerConfig
+    codec: CodecConfig
     ray: RayConfig
     log: LogConfig
     clients: Annotated[
@@ -407,6 +453,11 @@ class RunConfig:
         int, "Processes that clients run in, with a base model and `threads` threads each; for runtime=local", _whole(1)
     ]
     seed: Annotated[int, "Seed of the whole run", _whole(0)]
+    device: Annotated[
+        str,
+        "Where clients' models compute; only on the CPU do runs repeat bit for bit",
+        _one_of(cpu="the CPU", cuda="an NVIDIA GPU that torch sees"),
+    ]
     threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "this process's share of the CPUs")]
     output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
     overwrite: Annotated[bool, "Whether a folder that already holds a run may be replaced", _switch()]
@@ -440,7 +491,7 @@ def _keys(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
 SECTIONS: Mapping[str, type[Any]] = {
     name: hint for name, hint in get_type_hints(RunConfig).items() if isinstance(hint, type) and is_dataclass(hint)
 }
-"""The nested parts of a run's configuration: model, data, mask, client, server, ray, log."""
+"""The nested parts of a run's configuration: model, data, mask, client, server, codec, ray, log."""
 KEYS: Mapping[str, Key] = {
     **{key: entry for name, section in SECTIONS.items() for key, entry in _keys(section, f"{name}.")},
     **dict(_keys(RunConfig)),

@@ -11,12 +11,14 @@ summary.json        model, mask, scores, communication; its being there marks a 
 report.html         all of that as one page to look at, made from the other files
 tensorboard/        scalars, with log.tensorboard=true
 compare/NAME/       the same for each baseline beside it
+.lock               while a process runs in the folder, and after a kill; holds nothing by being there
 """
 
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
-from fedmask.files import remove_scraps, write_atomically
+from fedmask.files import LOCK, locked, remove_scraps, write_atomically
 from fedmask.runs.checkpoint import Checkpoint, load_checkpoint
 from fedmask.runs.config import RunConfig, from_yaml, to_dict
 from fedmask.wire.ledger import LedgerLine
@@ -80,6 +82,19 @@ class RunFolder:
             )
         if found and not self._holds_a_run():
             raise FedmaskError(f"output={path}: holds {found[0]}, but no run of fedmask; name another folder")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process out: two that write into one folder would leave a run that is none.
+
+        Raises FedmaskError where one is in it, or runs a baseline of `compare` in it.
+        """
+        compared = [path.parent for path in sorted((self.path / COMPARE).glob(f"*/{LOCK}"))]
+        with ExitStack() as stack:
+            for folder in (self.path, *compared):
+                refusal = f"{folder}: another process is running in this folder; wait for its end, or name another"
+                stack.enter_context(locked(folder, refusal))
+            yield
 
     def _holds_a_run(self) -> bool:
         """Here, or put aside by a beginning that was killed."""

@@ -149,7 +149,7 @@ def _what_was_run(run: _Run) -> str:
         "data": f"{config.data.source}, {config.data.partition} partition, "
         f"{config.data.examples_per_client or 'all'} training examples a client",
         "seed": f"{config.seed}",
-        "threads": f"{config.threads} a process",
+        "computed on": f"{escape(config.device)}, {config.threads} CPU threads a process",
         "runtime": escape(config.runtime),
         "time": f"{run.figure('seconds', ',.1f')} seconds",
     }

@@ -6,6 +6,7 @@ keeps the label balance of the whole train split: they differ in who has a row, 
 """
 
 import contextlib
+import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,12 @@ class ClientData:
     def train(self) -> Split:
         """Its training examples, picked out anew at each call."""
         return self.task.train.take(self.rows)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that other rows to train on, or other rows to be scored on, would not give."""
+        splits = (self.train, self.task.validation, self.task.test)
+        return hashlib.sha256("".join(split.digest for split in splits).encode()).hexdigest()[:16]
 
 
 def partition(

@@ -45,7 +45,7 @@ class SelectedGradient:
     def __init__(self, model: nn.Module, entries: SelectedEntries) -> None:
         """entries: of this very model."""
         self.entries = entries
-        self._packed = torch.zeros(entries.mask.num_selected)
+        self._packed = torch.zeros(entries.mask.num_selected, device=entries.tensors[0].device)
         self._hooks: list[Any] = []
         self._dense: list[tuple[Tensor, Tensor, slice]] = []
         self._layers: list[tuple[nn.Module, LayerGradient, slice]] = []
@@ -79,7 +79,7 @@ class SelectedGradient:
     def _take_dense(self, index: Tensor, where: slice) -> Callable[[Tensor], None]:
         def hook(tensor: Tensor) -> None:
             assert tensor.grad is not None
-            self._packed[where] += tensor.grad.view(-1)[index].float().to(self._packed.device)
+            self._packed[where] += tensor.grad.view(-1)[index].float()
             tensor.grad = None
 
         return hook
@@ -100,17 +100,17 @@ class SelectedGradient:
                     raise RuntimeError("a linear layer's input was changed in place after it had been used")
                 pieces = (torch.split(each.reshape(-1, each.shape[-1]), TOKENS_AT_ONCE) for each in (g, kept))
                 for piece in zip(*pieces, strict=True):
-                    self._packed[where] += gradient(*piece).to(self._packed.device)
+                    self._packed[where] += gradient(*piece)
 
             output.register_hook(add)  # type: ignore[no-untyped-call]
 
         return hook
 
     def take(self) -> Tensor:
-        """The gradient since the last call, float32 (k,)."""
+        """The gradient since the last call, float32 (k,) on the CPU, where the optimizer is."""
         packed = self._packed
         self._packed = torch.zeros_like(packed)
-        return packed
+        return packed.cpu()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -54,7 +54,7 @@ class BiasNetworks:
     def __init__(self, entries: SelectedEntries, received: Tensor, rank: int, generator: torch.Generator) -> None:
         """rank: r, at least 1. Raises FedmaskError where every bias vector is exactly zero."""
         self._received = received.clone()
-        biases = [values.float() for values in entries.base_values]
+        biases = [values.float().cpu() for values in entries.base_values]  # drawn and trained there on every device
         if not any(bool(bias.any()) for bias in biases):
             raise FedmaskError(
                 "mask=hiwi: every feed-forward bias of this model is zero, so its networks have no input; "

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fedmask.files import home, write_atomically
-from fedmask.tasks.task import Split
+from fedmask.tasks.task import Split, add_texts
 from fedmask.training.text import TokenizedSplit, check_length, takes_token_types, tokenize
 
 FOLDER = "FEDMASK_CACHE_FOLDER"
@@ -69,12 +69,7 @@ def _read(path: Path, split: Split) -> TokenizedSplit | None:
 def _digest(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> str:
     facts = [_tokenizer_digest(tokenizer), max_length, takes_token_types(encoder)]
     sha = hashlib.sha256(_FORMAT + json.dumps(facts).encode())
-    for texts in (split.text_a, split.text_b or ()):
-        sha.update(b"%d texts" % len(texts))
-        for text in texts:
-            encoded = text.encode("utf-8", "surrogatepass")
-            sha.update(b"%d\n" % len(encoded))
-            sha.update(encoded)
+    add_texts(sha, split)
     return sha.hexdigest()
 
 

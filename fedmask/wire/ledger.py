@@ -47,8 +47,8 @@ class Ledger:
         self._lines: list[LedgerLine] = []
         self._wire_bytes: Counter[tuple[str, Direction]] = Counter()
         """By kind and direction."""
-        self._train_payload_bytes: Counter[Direction] = Counter()
-        self._num_train_messages: Counter[Direction] = Counter()
+        self._payload_bytes: Counter[tuple[str, Direction]] = Counter()
+        """By kind and direction."""
         self._clients_with_mask: set[int] = set()
         self._round, self._trained_this_round = 0, set[int]()
         self._num_trained = 0
@@ -104,9 +104,7 @@ class Ledger:
 
     def _count(self, line: LedgerLine, times: Literal[1, -1]) -> None:
         self._wire_bytes[line.kind, line.direction] += times * line.wire_bytes
-        if line.kind == "train":
-            self._train_payload_bytes[line.direction] += times * line.payload_bytes
-            self._num_train_messages[line.direction] += times
+        self._payload_bytes[line.kind, line.direction] += times * line.payload_bytes
 
     def _note_trained(self, line: LedgerLine) -> None:
         if line.round != self._round:
@@ -129,24 +127,27 @@ class Ledger:
         """Wire bytes of all messages, both ways."""
         return self._wire_bytes.total()
 
+    @property
+    def total_payload_bytes(self) -> int:
+        """Payload bytes of all messages, both ways."""
+        return self._payload_bytes.total()
+
     def mask_bytes_per_client(self) -> float:
         """Mean wire bytes of a client's mask messages, both ways."""
         return _ratio(self.bytes_of("mask"), len(self._clients_with_mask))
 
     def payload_bytes_per_client_round(self, direction: Direction) -> float:
-        """Mean payload bytes of the train messages in this direction."""
-        return _ratio(self._train_payload_bytes[direction], self._num_train_messages[direction])
+        """Payload bytes of everything but the mask, over the rounds the clients took part in (were asked to train)."""
+        return _ratio(_but_the_mask(self._payload_bytes, direction), self._num_trained)
 
     def bytes_per_client_round(self, direction: Direction) -> float:
         """Wire bytes of everything but the mask, over the rounds the clients took part in (were asked to train)."""
-        sent = [size for (kind, way), size in self._wire_bytes.items() if kind != "mask" and way == direction]
-        return _ratio(sum(sent), self._num_trained)
+        return _ratio(_but_the_mask(self._wire_bytes, direction), self._num_trained)
+
+
+def _but_the_mask(sizes: Mapping[tuple[str, Direction], int], direction: Direction) -> int:
+    return sum(size for (kind, way), size in sizes.items() if kind != "mask" and way == direction)
 
 
 def _ratio(total: int, count: int) -> float:
     return total / count if count else 0.0
-
-
-def full_finetuning_bytes_per_client_round(num_parameters: int) -> int:
-    """A projection: every parameter in fp32, down and up, no framing."""
-    return 2 * 4 * num_parameters

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask, MaskRecipe
-from fedmask.runs.config import KEYS, ClientConfig, DataConfig, ModelConfig
+from fedmask.runs.config import KEYS, ClientConfig, CodecConfig, DataConfig, ModelConfig
 
 MAX_CLIENTS, MAX_THREADS, MAX_RANK = 10**6, 2**10, 2**16
 """Above these no federation, process or network of HiWi's is meant."""
@@ -33,11 +33,14 @@ class Settings:
     model: ModelConfig
     data: DataConfig
     client: ClientConfig
+    codec: CodecConfig
     clients: int
     rank: int
     """Width of HiWi's networks; 0: the delta is trained directly."""
     baseline: str
     seed: int
+    device: str
+    """Where the client's model computes."""
     threads: int
     run_id: str
     """16 hex digits, drawn once a run: names a folder of this run's own on a client. As long for every run."""
@@ -52,9 +55,19 @@ class Settings:
         return self.baseline != "frozen"
 
     @property
-    def keeps_state(self) -> bool:
-        """Whether a client goes on from something that never travels: its own head, or its own delta."""
+    def keeps_own_model(self) -> bool:
+        """Whether a part of a client's model never travels: its own head, or its own delta."""
         return not self.exchanges_delta or self.client.head != "shared"
+
+    @property
+    def keeps_residuals(self) -> bool:
+        """Whether a client adds to its next update what was left out of the last."""
+        return self.exchanges_delta and self.codec.keeps_residuals
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a client goes on from something that it keeps."""
+        return self.keeps_own_model or self.keeps_residuals
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +112,13 @@ def _parse(data: bytes) -> tuple[Settings, str, bytes]:
         model=_build(ModelConfig, "model", raw.pop("model")),
         data=_build(DataConfig, "data", raw.pop("data")),
         client=_build(ClientConfig, "client", raw.pop("client")),
+        codec=_build(CodecConfig, "codec", raw.pop("codec")),
         **raw,
     )
     # It becomes a part of a path on the client.
     if not isinstance(settings.run_id, str) or not _RUN_ID.fullmatch(settings.run_id):
         raise ValueError(f"run_id {settings.run_id!r} is not of 16 hex digits")
-    for key in ("baseline", "seed"):
+    for key in ("baseline", "seed", "device"):
         _allowed(key, getattr(settings, key))
     for key, low, high in (("clients", 1, MAX_CLIENTS), ("threads", 1, MAX_THREADS), ("rank", 0, MAX_RANK)):
         value = getattr(settings, key)

@@ -1,26 +1,32 @@
 """Named flat vectors and their frames: what travels in every message, whatever the k numbers mean.
 
-A frame is  version u8 | codec u8 | combine u8 | length of name u8 | size u32 | layout digest, 16 bytes | length of
-body u32 | name | body , little-endian. A message's payload is its frames, one after the other.
+A frame is  version u8 | combine u8 | length of name u8 | steps u8 | layout digest, 8 bytes | length of body u32 | name
+| body , little-endian. The body is a codec's bytes, which say themselves which codec made them and of how many values.
+A message's payload is its frames, one after the other.
 """
 
 import struct
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmask.errors import FedmaskError, RejectedMessage
-from fedmask.wire.codecs import CODECS, CODECS_BY_NUMBER, Codec
+from fedmask.errors import CodecError, FedmaskError, RejectedMessage
+from fedmask.wire.codecs import decode
 
-FRAME_VERSION = 1
+FRAME_VERSION = 2
 MAX_NAME_BYTES = 32
+
+WHOLE = 0
+"""`steps` of a frame that holds a vector itself."""
+MAX_STEPS = 255
 
 COMBINE_NUMBERS = {"mean": 0}
 """Rules by which vectors of one name and layout are combined, and their numbers on the wire; never reused."""
 
-_HEADER = struct.Struct("<BBBBI16sI")
+_HEADER = struct.Struct("<BBBB8sI")
 _COMBINE_NAMES = {number: name for name, number in COMBINE_NUMBERS.items()}
 
 
@@ -31,97 +37,109 @@ class NamedVector:
     name: str
     """What it is: delta, head, ...; at most 32 bytes of UTF-8."""
     layout_digest: str
-    """32 hex digits or more: which numbers stand where; only vectors of the same layout may be combined."""
+    """16 hex digits or more: which numbers stand where; only vectors of the same layout may be combined."""
     values: NDArray[np.float32]
     """float32 (k,)."""
-    codec: str = "fp32"
     combine: str = "mean"
 
 
-def frame(vector: NamedVector) -> bytes:
-    """A vector as bytes: a header of at most 64 bytes, then the codec's output."""
-    name = vector.name.encode()
-    if not 0 < len(name) <= MAX_NAME_BYTES:
-        raise FedmaskError(f"vector name {vector.name!r} takes {len(name)} bytes; 1 to {MAX_NAME_BYTES} are allowed")
-    codec = CODECS[vector.codec]
-    body = codec.encode(vector.values)
-    layout = bytes.fromhex(vector.layout_digest)[:16]
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of a payload; its body is not decoded yet."""
+
+    name: str
+    layout: bytes
+    """The first 8 bytes of the layout's digest."""
+    steps: int
+    """WHOLE, or how many versions back the change of this frame ends: 1 for the one that leads to the newest."""
+    combine: str
+    body: memoryview
+    num_bytes: int
+    """Header and name included."""
+
+    def decode(self, layout_digest: str, size: int) -> NDArray[np.float32]:
+        """The values, float32 (size,). Raises RejectedMessage, with the cause, where they are not those expected."""
+        if self.layout != _short(layout_digest):
+            raise RejectedMessage(
+                "wrong-layout",
+                f"vector {self.name!r} has layout {self.layout.hex()}, expected {_short(layout_digest).hex()}: "
+                "sender and receiver hold different masks or heads",
+            )
+        try:
+            return decode(self.body, size)
+        except CodecError as error:
+            raise RejectedMessage(error.cause, f"vector {self.name!r}: {error}") from error
+
+
+def frame(name: str, layout_digest: str, body: bytes, steps: int = WHOLE, combine: str = "mean") -> bytes:
+    """A codec's bytes in a frame: 16 bytes and the name before them."""
+    encoded = name.encode()
+    if not 0 < len(encoded) <= MAX_NAME_BYTES:
+        raise FedmaskError(f"vector name {name!r} takes {len(encoded)} bytes; 1 to {MAX_NAME_BYTES} are allowed")
     header = _HEADER.pack(
-        FRAME_VERSION, codec.number, COMBINE_NUMBERS[vector.combine], len(name), vector.values.size, layout, len(body)
+        FRAME_VERSION, COMBINE_NUMBERS[combine], len(encoded), steps, _short(layout_digest), len(body)
     )
-    return b"".join((header, name, body))
+    return b"".join((header, encoded, body))
 
 
-def frame_sizes(payload: bytes) -> dict[str, int]:
-    """Bytes that each vector's frame takes of a payload, by name; nothing is decoded.
+def frames(payload: bytes) -> list[Frame]:
+    """The frames of a payload, in its order; nothing is decoded, and nothing allocated for what they claim.
 
-    Raises RejectedMessage for a payload that is not a run of frames, each name at most once.
+    Raises RejectedMessage for a payload that is not a run of frames, each name with the same steps at most once.
     """
-    return {name: end - start for name, (start, end, _) in _frames(payload).items()}
+    found: list[Frame] = []
+    position = 0
+    while position < len(payload):
+        found.append(_frame_at(payload, position))
+        position += found[-1].num_bytes
+    twice = [key for key, number in Counter((each.name, each.steps) for each in found).items() if number > 1]
+    if twice:
+        raise RejectedMessage("undecodable", f"vector {twice[0][0]!r} stands twice in the payload")
+    return found
+
+
+def frame_sizes(payload: bytes) -> Counter[str]:
+    """Bytes that each vector's frames take of a payload, by name. Raises RejectedMessage as `frames` does."""
+    sizes: Counter[str] = Counter()
+    for each in frames(payload):
+        sizes[each.name] += each.num_bytes
+    return sizes
 
 
 def unframe(payload: bytes, expected: Iterable[tuple[str, str, int]]) -> dict[str, NamedVector]:
-    """The vectors of a payload, by name.
+    """The whole vectors of a payload, by name.
 
-    expected: (name, layout digest, size) of the vectors that may stand in it. Nothing is decoded, and nothing
-    allocated, for a frame that is not expected.
-
-    Raises RejectedMessage (undecodable, wrong-layout or wrong-length) for any payload that is not a run of expected
-    frames, each name at most once.
+    expected: (name, layout digest, size) of the vectors that may stand in it. Nothing is decoded for a frame that is
+    not expected. Raises RejectedMessage (undecodable, wrong-layout, wrong-length, not-finite) for any payload that is
+    not a run of expected frames.
     """
     known = {name: (layout_digest, size) for name, layout_digest, size in expected}
     found: dict[str, NamedVector] = {}
-    for name, (_, end, header) in _frames(payload).items():
-        if name not in known:
-            raise RejectedMessage("undecodable", f"vector {name!r} is not expected here; expected {sorted(known)}")
-        layout_digest, expected_size = known[name]
-        if header.layout != bytes.fromhex(layout_digest)[:16]:
+    for each in frames(payload):
+        if each.name not in known or each.steps != WHOLE:
             raise RejectedMessage(
-                "wrong-layout",
-                f"vector {name!r} has layout {header.layout.hex()}, expected {layout_digest[:32]}: "
-                "sender and receiver hold different masks or heads",
+                "undecodable", f"vector {each.name!r} is not expected here; expected whole {sorted(known)}"
             )
-        if header.size != expected_size:
-            raise RejectedMessage("wrong-length", f"vector {name!r} has {header.size} values, expected {expected_size}")
-        try:
-            body = memoryview(payload)[end - header.body_length : end]
-            values = header.codec.decode(body, header.size)
-        except FedmaskError as error:
-            raise RejectedMessage("undecodable", f"vector {name!r}: {error}") from error
-        found[name] = NamedVector(name, layout_digest, values, header.codec.name, header.combine)
+        layout_digest, size = known[each.name]
+        found[each.name] = NamedVector(each.name, layout_digest, each.decode(layout_digest, size), each.combine)
     return found
 
 
-@dataclass(frozen=True)
-class _Header:
-    codec: Codec
-    combine: str
-    size: int
-    layout: bytes
-    body_length: int
+def _frame_at(payload: bytes, position: int) -> Frame:
+    if len(payload) - position < _HEADER.size:
+        raise RejectedMessage("undecodable", f"payload of {len(payload)} bytes ends inside the header at {position}")
+    version, combine, name_length, steps, layout, body_length = _HEADER.unpack_from(payload, position)
+    if version != FRAME_VERSION or combine not in _COMBINE_NAMES:
+        raise RejectedMessage(
+            "undecodable", f"frame at byte {position}: version {version}, combine {combine} are not all known"
+        )
+    body = position + _HEADER.size + name_length
+    end = body + body_length
+    if end > len(payload):
+        raise RejectedMessage("undecodable", f"frame at byte {position} claims to end at {end} of {len(payload)}")
+    name = payload[body - name_length : body].decode("utf-8", errors="replace")
+    return Frame(name, layout, steps, _COMBINE_NAMES[combine], memoryview(payload)[body:end], end - position)
 
 
-def _frames(payload: bytes) -> dict[str, tuple[int, int, _Header]]:
-    """Where each frame starts and ends, and its header, by the vector's name."""
-    found: dict[str, tuple[int, int, _Header]] = {}
-    position = 0
-    while position < len(payload):
-        if len(payload) - position < _HEADER.size:
-            raise RejectedMessage(
-                "undecodable", f"payload of {len(payload)} bytes ends inside the header at {position}"
-            )
-        version, codec, combine, name_length, size, layout, body_length = _HEADER.unpack_from(payload, position)
-        if version != FRAME_VERSION or codec not in CODECS_BY_NUMBER or combine not in _COMBINE_NAMES:
-            numbers = f"version {version}, codec {codec}, combine {combine}"
-            raise RejectedMessage("undecodable", f"frame at byte {position}: {numbers} are not all known")
-        body = position + _HEADER.size + name_length
-        end = body + body_length
-        if end > len(payload):
-            raise RejectedMessage("undecodable", f"frame at byte {position} claims to end at {end} of {len(payload)}")
-        name = payload[body - name_length : body].decode("utf-8", errors="replace")
-        if name in found:
-            raise RejectedMessage("undecodable", f"frame at byte {position}: vector {name!r} stands in it twice")
-        header = _Header(CODECS_BY_NUMBER[codec], _COMBINE_NAMES[combine], size, layout, body_length)
-        found[name] = (position, end, header)
-        position = end
-    return found
+def _short(layout_digest: str) -> bytes:
+    return bytes.fromhex(layout_digest)[:8]

@@ -29,6 +29,7 @@ from fedmask.errors import FedmaskError
 from fedmask.masks import Mask
 from fedmask.models import bundled_minilm
 from fedmask.runs.config import RayConfig, usable_cpus
+from fedmask.wire.codecs import codec
 from fedmask.wire.ledger import Ledger
 from fedmask.wire.messages import pack, payload_of
 from fedmask.wire.vectors import frame, unframe
@@ -148,15 +149,18 @@ def _introduce(message: Message, context: Context) -> Message:
         "mask-digest": _mask().digest,
         "head-layout": "0" * 64,
         "head-size": 1,
+        "data-digest": "0" * 16,
     }
-    return Message(pack(config=facts), reply_to=message)
+    return Message(pack(facts=facts), reply_to=message)
 
 
 @idle_app.train()
 def _answer(message: Message, context: Context) -> Message:
-    """Decode what came, encode it again: no update is as large."""
-    delta = unframe(payload_of(message.content), [("delta", _mask().digest, NUM_VALUES)])["delta"]
-    return Message(pack(frame(delta), metrics={"num-examples": 1, "train-loss": 0.0}), reply_to=message)
+    """Decode what came, encode it again: no update is as large. In the first round nothing comes, for it is zeros."""
+    found = unframe(payload_of(message.content), [("delta", _mask().digest, NUM_VALUES)])
+    values = found["delta"].values if found else np.zeros(NUM_VALUES, np.float32)
+    payload = frame("delta", _mask().digest, codec("fp32").encode(values, 0))
+    return Message(pack(payload, {"num-examples": 1, "train-loss": 0.0}), reply_to=message)
 
 
 def exchange_vectors(engine: str, size: int, num_rounds: int) -> Turn:

@@ -1,6 +1,8 @@
 """Two clients of one small task on the tiny model, spoken to as a server would."""
 
 import random
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +14,10 @@ from flwr.app import Message
 from client.app import app
 from fedmask.masks import Mask, select
 from fedmask.models import BaseModel
+from fedmask.wire.codecs import decode
 from fedmask.wire.messages import pack
 from fedmask.wire.setup import Settings, Setup
+from fedmask.wire.vectors import frames
 from server.app import settings_for
 from server.compose import compose
 from server.local_grid import LocalGrid
@@ -67,25 +71,36 @@ class Federation:
         self.grid = LocalGrid(app, 2, seed=random.Random(0).randrange(10**6))
         self.grid.keep_client_state_in(folder)
         self.nodes = list(self.grid.get_node_ids())
+        self.sum = 0
 
     def tell(self, client: int, payload: bytes | None = None) -> Message:
         if payload is None:
             payload = Setup(self.told, self.mask.recipe).to_bytes()
         return self._send(client, Message(pack(payload), self.nodes[client], "query.mask", group_id="0"))
 
-    def ask(self, kind: str, client: int, payload: bytes = b"", state_round: int = 0, **config: Any) -> Message:
-        config["state-round"] = state_round
-        return self._send(client, Message(pack(payload, config=config), self.nodes[client], kind, group_id="1"))
+    def ask(self, kind: str, client: int, payload: bytes = b"", state_round: int = 0, **facts: Any) -> Message:
+        """The checksum of the vectors is of what the payload holds, or of what the last one held."""
+        if payload:
+            self.sum = _sum(payload)
+        facts = {"sum": self.sum} | facts | {"state-round": state_round}
+        return self._send(client, Message(pack(payload, facts), self.nodes[client], kind, group_id="1"))
 
     def _send(self, client: int, message: Message) -> Message:
         (reply,) = self.grid.send_and_receive([message])
         return reply
 
 
+def _sum(payload: bytes) -> int:
+    """Of whole vectors in fp32, as `fedmask.wire.downlink` has it."""
+    sums = [zlib.crc32(decode(each.body, (len(each.body) - 8) // 4)) for each in frames(payload)]
+    return zlib.crc32(b"".join(struct.pack("<I", each) for each in sums))
+
+
 @pytest.fixture
 def federation(told: Settings, mask: Mask, tmp_path: Path) -> Callable[..., Federation]:
     def make(**changes: Any) -> Federation:
         client = replace(told.client, head=changes.pop("head", "local"))
-        return Federation(replace(told, client=client, **changes), mask, tmp_path / "clients")
+        codec = replace(told.codec, up=changes.pop("up", "fp32"))
+        return Federation(replace(told, client=client, codec=codec, **changes), mask, tmp_path / "clients")
 
     return make

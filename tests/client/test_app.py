@@ -1,6 +1,5 @@
 """client.app: message in, message out; what a client lacks it names, and what it must not send it does not send."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,26 +7,36 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
 
 import client.app
 import client.process
 from fedmask.errors import MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel
-from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
+from fedmask.wire.codecs import codec
+from fedmask.wire.messages import facts_of, pack, payload_of
 from fedmask.wire.setup import Setup
-from fedmask.wire.vectors import NamedVector, frame, unframe
+from fedmask.wire.vectors import frame, unframe
 
 Federate = Callable[..., Any]
 
 
+TRAINED = {"num-examples", "train-loss"}
+
+
+def whole(name: str, layout_digest: str, values: NDArray[np.float32]) -> bytes:
+    return frame(name, layout_digest, codec("fp32").encode(values, 0))
+
+
 def zeros(mask: Mask) -> bytes:
-    return frame(NamedVector("delta", mask.digest, np.zeros(mask.num_selected, np.float32)))
+    return whole("delta", mask.digest, np.zeros(mask.num_selected, np.float32))
 
 
 def test_a_client_introduces_itself_and_proves_the_mask(federation: Federate, mask: Mask) -> None:
-    facts = dict(config_of(federation().tell(1).content))
+    facts = dict(facts_of(federation().tell(1).content))
     assert len(str(facts.pop("head-layout"))) == 64
+    assert len(str(facts.pop("data-digest"))) == 16
     assert facts == {
         "client-id": 1,
         "task": "only",
@@ -53,9 +62,8 @@ def test_training_answers_with_the_update_and_what_it_weighs(federation: Federat
     reply = talk.ask("train", 0, zeros(mask), round=1, version=0)
     found = unframe(payload_of(reply.content), [("delta", mask.digest, mask.num_selected)])["delta"].values
     assert np.count_nonzero(found) > 0.9 * found.size
-    assert set(metrics_of(reply.content)) == {"num-examples", "train-loss"}
-    assert metrics_of(reply.content)["num-examples"] == 10
-    assert dict(config_of(reply.content)) == {}
+    assert set(facts_of(reply.content)) == TRAINED
+    assert facts_of(reply.content)["num-examples"] == 10
 
 
 def test_the_update_is_local_minus_received(federation: Federate, mask: Mask) -> None:
@@ -63,7 +71,7 @@ def test_the_update_is_local_minus_received(federation: Federate, mask: Mask) ->
     talk.tell(0)
     layout = [("delta", mask.digest, mask.num_selected)]
     first = unframe(payload_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content), layout)["delta"]
-    start = frame(NamedVector("delta", mask.digest, first.values))
+    start = whole("delta", mask.digest, first.values)
     update = unframe(payload_of(talk.ask("train", 0, start, round=2, version=1).content), layout)["delta"].values
     # Adam's steps are as large as its rate, and there are two batches. The local delta itself would be near twice that.
     rate = talk.told.client.learning_rate
@@ -76,7 +84,7 @@ def test_the_base_model_is_as_it_was_after_every_message(federation: Federate, m
     talk.tell(0)
     encoder = client.process.texts_for(talk.told).base.encoder
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    ones = frame(NamedVector("delta", mask.digest, np.ones(mask.num_selected, np.float32)))
+    ones = whole("delta", mask.digest, np.ones(mask.num_selected, np.float32))
     talk.ask("train", 0, ones, round=1, version=0)
     talk.ask("evaluate", 0, round=1, version=0, split="validation")
     assert all(before[name].equal(tensor) for name, tensor in encoder.state_dict().items())
@@ -87,7 +95,7 @@ def test_a_client_without_its_mask_says_so(
     federation: Federate, mask: Mask, kind: str, more: dict[str, object]
 ) -> None:
     reply = federation().ask(kind, 0, zeros(mask), version=0, **more)
-    assert dict(config_of(reply.content)) == {"missing": "mask"}
+    assert dict(facts_of(reply.content)) == {"missing": "mask"}
     assert payload_of(reply.content) == b""
 
 
@@ -97,11 +105,13 @@ def test_a_client_without_the_vectors_of_this_version_says_so(
 ) -> None:
     talk = federation()
     talk.tell(0)
-    talk.ask("evaluate", 0, zeros(mask), version=4, split="validation")
-    assert "counts" in metrics_of(talk.ask("evaluate", 0, version=4, split="test").content)
-    assert dict(config_of(talk.ask(kind, 0, version=5, **more).content)) == {"missing": "vectors"}
+    ones = whole("delta", mask.digest, np.ones(mask.num_selected, np.float32))
+    talk.ask("evaluate", 0, ones, version=4, split="validation")
+    assert "counts" in facts_of(talk.ask("evaluate", 0, version=4, split="test").content)
+    assert facts_of(talk.ask(kind, 0, version=5, sum=1, **more).content) == {"missing": "vectors"}
+    talk.ask("evaluate", 0, ones, version=4, split="validation")
     client.process._run_in_process.cache_clear()  # the process was restarted, the context was not
-    assert dict(config_of(talk.ask(kind, 0, version=4, **more).content)) == {"missing": "vectors"}
+    assert dict(facts_of(talk.ask(kind, 0, version=4, **more).content)) == {"missing": "vectors"}
 
 
 def test_scoring_answers_with_counts_of_the_whole_split(federation: Federate, mask: Mask) -> None:
@@ -109,7 +119,7 @@ def test_scoring_answers_with_counts_of_the_whole_split(federation: Federate, ma
     talk.tell(0)
     for split, total in (("validation", 10), ("test", 12)):
         reply = talk.ask("evaluate", 0, zeros(mask), version=0, split=split)
-        metrics = metrics_of(reply.content)
+        metrics = facts_of(reply.content)
         assert set(metrics) == {"counts", "own-counts", "majority-counts"}
         assert metrics["counts"][1] == total  # type: ignore[index]
         assert payload_of(reply.content) == b""
@@ -118,10 +128,10 @@ def test_scoring_answers_with_counts_of_the_whole_split(federation: Federate, ma
 def test_vectors_of_another_mask_are_refused_with_an_error_reply(federation: Federate, mask: Mask) -> None:
     talk = federation()
     talk.tell(0)
-    other = frame(NamedVector("delta", "ab" * 32, np.zeros(mask.num_selected, np.float32)))
+    other = whole("delta", "ab" * 32, np.zeros(mask.num_selected, np.float32))
     reply = talk.ask("train", 0, other, round=1, version=0)
     assert reply.has_error()
-    assert "has layout " + "ab" * 16 in str(reply.error.reason)
+    assert "has layout " + "ab" * 8 in str(reply.error.reason)
 
 
 @pytest.mark.parametrize("config", [{"version": 0}, {"round": "1", "version": 0}, {"round": 1}])
@@ -149,10 +159,10 @@ def test_a_mask_of_other_base_weights_is_refused_naming_both_and_not_kept(
 
     monkeypatch.setattr(MaskRecipe, "rebuild", mismatch)
     talk = federation()
-    facts = dict(config_of(talk.tell(1).content))
+    facts = dict(facts_of(talk.tell(1).content))
     assert facts == {"client-id": 1, "mask-mismatch": "digest aa, expected bb"}
     assert list(talk.grid.context(talk.nodes[1]).state) == []
-    by_indices = config_of(talk.tell(1, Setup(talk.told, talk.mask).to_bytes()).content)
+    by_indices = facts_of(talk.tell(1, Setup(talk.told, talk.mask).to_bytes()).content)
     assert by_indices["mask-digest"] == talk.mask.digest
 
 
@@ -195,9 +205,9 @@ def test_a_shared_head_travels_and_is_kept_when_it_was_scored(
     federation: Federate, mask: Mask, tiny: BaseModel
 ) -> None:
     talk = federation(head="shared")
-    facts = config_of(talk.tell(0).content)
+    facts = facts_of(talk.tell(0).content)
     head = ("head", str(facts["head-layout"]), 130)
-    payload = zeros(mask) + frame(NamedVector("head", head[1], np.full(130, 0.5, np.float32)))
+    payload = zeros(mask) + whole("head", head[1], np.full(130, 0.5, np.float32))
     reply = talk.ask("train", 0, payload, round=1, version=0)
     found = unframe(payload_of(reply.content), [head, ("delta", mask.digest, mask.num_selected)])
     assert set(found) == {"head", "delta"}
@@ -210,10 +220,10 @@ def test_a_shared_head_travels_and_is_kept_when_it_was_scored(
 def test_the_frozen_baseline_trains_heads_only_and_sends_nothing(federation: Federate) -> None:
     talk = federation(baseline="frozen")
     reply = talk.tell(0, Setup(talk.told, None).to_bytes())
-    assert config_of(reply.content)["mask-digest"] == ""
+    assert facts_of(reply.content)["mask-digest"] == ""
     reply = talk.ask("train", 0, round=1, version=0)
     assert payload_of(reply.content) == b""
-    assert metrics_of(reply.content)["num-examples"] == 10
+    assert facts_of(reply.content)["num-examples"] == 10
     assert sorted(path.name for path in head_file(talk, 0).parent.iterdir()) == ["head.safetensors", "state"]
 
 
@@ -231,7 +241,7 @@ def test_a_node_that_lost_its_state_starts_like_a_new_one(federation: Federate, 
     talk = federation()
     talk.tell(0)
     talk.grid.context(talk.nodes[0]).state = RecordDict()
-    assert config_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content)["missing"] == "mask"
+    assert facts_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content)["missing"] == "mask"
     talk.tell(0)
     assert payload_of(talk.ask("train", 0, zeros(mask), round=1, version=0).content)
 
@@ -255,7 +265,7 @@ def test_what_is_not_finite_is_never_kept(
 
     monkeypatch.setattr(client.app, "_train_locally", broken)
     reply = talk.ask("train", 0, payload, round=2, version=0, state_round=1)
-    assert math.isnan(metrics_of(reply.content)["train-loss"])  # type: ignore[arg-type] # the server rejects it
+    assert "client 0: training in round 2 has come to numbers that are not finite; lower" in str(reply.error.reason)
     assert {path: path.read_bytes() for path in talk.folder.rglob("*.safetensors")} == kept
 
 
@@ -272,7 +282,7 @@ def test_a_round_that_is_done_again_gives_what_it_gave(federation: Federate, mas
 
     def train(server_round: int, state_round: int) -> dict[Path, bytes]:
         reply = talk.ask("train", 0, payload, round=server_round, version=0, state_round=state_round)
-        assert dict(config_of(reply.content)) == {}
+        assert set(facts_of(reply.content)) == TRAINED
         return {path: path.read_bytes() for path in head_file(talk, 0).parent.rglob("*.safetensors")}
 
     train(1, 0)
@@ -299,12 +309,12 @@ def test_a_client_whose_state_is_lost_says_so_and_begins_anew(federation: Federa
     talk.tell(0)
     new = payload_of(talk.ask("train", 0, zeros(mask), round=2, version=0).content)
     reply = talk.ask("train", 0, zeros(mask), round=2, version=0, state_round=1)
-    assert str(config_of(reply.content)["state-lost"]).startswith("client 0: its state of round 1 is lost: ")
+    assert str(facts_of(reply.content)["state-lost"]).startswith("client 0: its state of round 1 is lost: ")
     assert payload_of(reply.content) == new
     reply = talk.ask("evaluate", 0, zeros(mask), version=0, split="test", state_round=1)
     assert "client 0: its state of round 1 is lost: " in str(reply.error.reason)
     reply = talk.ask("train", 0, zeros(mask), round=3, version=0, state_round=2)
-    assert dict(config_of(reply.content)) == {}
+    assert set(facts_of(reply.content)) == TRAINED
 
 
 def test_a_state_of_another_run_is_not_gone_on_from(federation: Federate, mask: Mask) -> None:
@@ -315,16 +325,16 @@ def test_a_state_of_another_run_is_not_gone_on_from(federation: Federate, mask: 
     second.tell(0)
     reply = second.ask("train", 0, zeros(mask), round=2, version=0, state_round=1)
     assert f"is of run_id {first.told.run_id}, client_id 0, round 1, not of run_id {'f' * 16}" in str(
-        config_of(reply.content)["state-lost"]
+        facts_of(reply.content)["state-lost"]
     )
 
 
 def test_vectors_that_are_handed_over_are_held(federation: Federate, mask: Mask) -> None:
     talk = federation()
     talk.tell(0)
-    assert dict(config_of(talk.ask("evaluate", 0, version=4, split="test").content)) == {"missing": "vectors"}
+    assert dict(facts_of(talk.ask("evaluate", 0, version=4, split="test").content)) == {"missing": "vectors"}
     assert not talk.ask("query.vectors", 0, zeros(mask), version=4).has_error()
-    assert "counts" in metrics_of(talk.ask("evaluate", 0, version=4, split="test").content)
+    assert "counts" in facts_of(talk.ask("evaluate", 0, version=4, split="test").content)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -354,7 +364,7 @@ def test_a_node_that_is_told_no_folder_keeps_its_files_in_one_by_the_run(
 def test_what_a_client_raises_is_told_in_one_line_by_the_app_itself(federation: Federate, mask: Mask) -> None:
     talk = federation()
     talk.tell(0)
-    message = Message(pack(b"", config={"round": 1}), talk.nodes[0], "train", group_id="1")
+    message = Message(pack(b"", {"round": 1}), talk.nodes[0], "train", group_id="1")
     reply = client.app.app(message, talk.grid.context(talk.nodes[0]))  # no grid in between that would catch it
     assert reply.has_error()
     assert str(reply.error.reason).startswith("RejectedMessage: version is None, expected a whole number (")

@@ -89,19 +89,6 @@ def test_each_client_trains_on_its_own_rows(run: Any) -> None:
         )
 
 
-def test_received_vectors_are_kept_for_one_version(run: Any, mask: Mask) -> None:
-    run.keep(3, {"delta": vector(mask, 1)})
-    kept = run.received(3, "delta", mask.digest)
-    assert kept is not None
-    assert kept.values[0] == 1
-    assert run.received(2, "delta", mask.digest) is None
-    assert run.received(3, "delta", "ab" * 32) is None
-    run.keep(3, {})
-    assert run.received(3, "delta", mask.digest) is kept
-    run.keep(4, {})
-    assert run.received(3, "delta", mask.digest) is None
-
-
 def test_features_are_those_of_the_delta_and_encoded_once(
     run: Any, mask: Mask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

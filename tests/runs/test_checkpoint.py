@@ -10,6 +10,7 @@ import pytest
 from fedmask.errors import FedmaskError
 from fedmask.runs.checkpoint import Checkpoint, ClientRecord, ServerState, load_checkpoint, save_checkpoint
 from fedmask.sealed_file import read_sealed, write_sealed
+from fedmask.wire.downlink import Broadcast
 
 LAYOUT = "ab" * 32
 STATE = ServerState(
@@ -18,9 +19,14 @@ STATE = ServerState(
     mask_digest="cd" * 32,
     delta=np.array([0.1, -0.0, 3e-45], np.float32),
     heads={LAYOUT: np.arange(4, dtype=np.float32)},
+    broadcast=Broadcast(
+        3,
+        {("delta", "cd" * 32): np.ones(3, np.float32), ("head", LAYOUT): np.full(4, 2, np.float32)},
+        ({("delta", "cd" * 32): b"first"}, {("delta", "cd" * 32): b"second", ("head", LAYOUT): b"of the head"}),
+    ),
     clients={
-        0: ClientRecord("première", "accuracy", LAYOUT, 4, state_round=3, is_drawn=True, holds_vectors=True),
-        7: ClientRecord("second", "spearman", "ef" * 32, 9, state_round=0, is_drawn=False, holds_vectors=False),
+        0: ClientRecord("première", "accuracy", LAYOUT, 4, "01" * 8, 3, is_drawn=True, held_version=3),
+        7: ClientRecord("second", "spearman", "ef" * 32, 9, "23" * 8, 0, is_drawn=False, held_version=None),
     },
 )
 CHECKPOINT = Checkpoint(STATE, 12.345, {"rounds.jsonl": 678, "communication.jsonl": 90123})
@@ -39,13 +45,28 @@ def test_a_servers_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
         LAYOUT: STATE.heads[LAYOUT].tobytes()
     }
     assert found.state.clients == STATE.clients
+    assert (found.state.broadcast.version, found.state.broadcast.changes) == (3, STATE.broadcast.changes)
+    assert {key: values.tolist() for key, values in found.state.broadcast.held.items()} == {
+        ("delta", "cd" * 32): [1, 1, 1],
+        ("head", LAYOUT): [2, 2, 2, 2],
+    }
     for key in ("run_id", "round", "mask_digest"):
         assert getattr(found.state, key) == getattr(STATE, key)
     assert (found.seconds, found.file_bytes) == (12.345, CHECKPOINT.file_bytes)
 
 
+def test_clients_of_a_lossless_codec_hold_the_servers_own_vectors(tmp_path: Path) -> None:
+    vectors = {("delta", "cd" * 32): STATE.delta, ("head", LAYOUT): STATE.heads[LAYOUT]}
+    save_checkpoint(tmp_path, replace(CHECKPOINT, state=replace(STATE, broadcast=Broadcast(3, vectors))))
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    held = found.state.broadcast.held
+    assert {key: values.tobytes() for key, values in held.items()} == {k: v.tobytes() for k, v in vectors.items()}
+    assert found.state.broadcast.changes == ()
+
+
 def test_a_run_without_mask_and_heads_has_one_too(tmp_path: Path) -> None:
-    empty = replace(STATE, mask_digest="", delta=np.zeros(0, np.float32), heads={})
+    empty = replace(STATE, mask_digest="", delta=np.zeros(0, np.float32), heads={}, broadcast=Broadcast(3))
     save_checkpoint(tmp_path, replace(CHECKPOINT, state=empty))
     found = load_checkpoint(tmp_path)
     assert found is not None
@@ -127,7 +148,12 @@ def test_its_facts_are_json_and_its_numbers_safetensors(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, CHECKPOINT)
     content = (tmp_path / "round-00003.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    assert set(header) == {"__metadata__", "delta", f"head/{LAYOUT}"}
+    assert set(header) == {
+        "__metadata__",
+        *("delta", f"head/{LAYOUT}"),
+        *("held/delta", f"held/head/{LAYOUT}"),
+        *("change/0/delta", "change/1/delta", f"change/1/head/{LAYOUT}"),
+    }
     facts = json.loads(header["__metadata__"]["fedmask"])
     assert facts["format"] == "fedmask-checkpoint-1"
     assert facts["round"] == 3

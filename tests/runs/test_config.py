@@ -71,6 +71,7 @@ VALID: dict[str, Any] = {
         "max_retries": 0,
         "timeout_seconds": 3600.0,
     },
+    "codec": {"up": "int8", "down": "fp32", "rotate": 1, "error_feedback": True},
     "ray": {"address": None, "client_cpus": 1.0, "client_gpus": 0.0},
     "log": {"tensorboard": False},
     "clients": 10,
@@ -83,6 +84,7 @@ VALID: dict[str, Any] = {
     "runtime": "local",
     "workers": 1,
     "seed": 0,
+    "device": "cpu",
     "threads": 2,
     "output": None,
     "overwrite": False,
@@ -130,6 +132,13 @@ def test_on_ray_threads_null_is_the_cpus_of_a_client() -> None:
 
 PATTERNS = "['*.attention.*']"
 BAD_VALUES = [
+    (
+        "codec.up",
+        "int5",
+        "codec.up=int5: must be fp32, fp16, bf16, int8, int4, sign, topk:FRACTION or topk:FRACTION:NAME, each with "
+        "+entropy behind it or without",
+    ),
+    ("codec.rotate", 0, "codec.rotate=0: must be a whole number from 1 to 65536"),
     ("rounds", 0, "rounds=0: must be a whole number of at least 1"),
     ("rounds", "3", "rounds=3: must be a whole number of at least 1"),
     ("rounds", True, "rounds=true: must be a whole number of at least 1"),

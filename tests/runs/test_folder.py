@@ -14,6 +14,7 @@ from fedmask.files import write_atomically
 from fedmask.runs.checkpoint import Checkpoint, ServerState, save_checkpoint
 from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.runs.folder import RunFolder, default_output
+from fedmask.wire.downlink import Broadcast
 from server.compose import compose
 
 LINE = {"round": 1, "client": 0, "direction": "up", "kind": "train", "payload_bytes": 5, "wire_bytes": 9}
@@ -217,7 +218,7 @@ def test_taking_up_cuts_off_what_came_after_the_checkpoint_and_scraps(tmp_path: 
     folder.begin(CONFIG)
     folder.add_round({"round": 1})
     folder.add_communication([LINE])
-    state = ServerState("0" * 16, 1, "", np.zeros(0, np.float32), {}, {})
+    state = ServerState("0" * 16, 1, "", np.zeros(0, np.float32), {}, Broadcast(1), {})
     save_checkpoint(folder.checkpoints, Checkpoint(state, 0.5, folder.file_bytes()))
     whole = contents(tmp_path)
     folder.add_round({"round": 2})

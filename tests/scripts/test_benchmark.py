@@ -15,7 +15,7 @@ import torch
 from flwr.app import Context, Message
 
 import benchmark
-from benchmarks import aggregate, inference, mask, simulate, step, switch
+from benchmarks import aggregate, checkpoint, codec, inference, mask, simulate, step, switch
 from benchmarks.encoders import random_encoder
 from benchmarks.measure import Timing, alternate, in_fresh_process, memory_of, time_rows
 from benchmarks.rows import Row, Settings
@@ -261,6 +261,14 @@ def test_another_mean_than_flowers_ends_the_benchmark() -> None:
         aggregate.check_same_mean(updates, [1, 2, 4], records)
 
 
+def test_every_codec_stands_beside_its_limit() -> None:
+    rows = list(codec.rows(SETTINGS))
+    judged = {row.variant: row.rival_value for row in rows if row.target is not None}
+    assert set(judged) == {*codec.NAMES, *(f"{name}+entropy" for name in codec.NAMES)}
+    assert {limit for spec, limit in judged.items() if spec.endswith("+entropy")} == {0.05}
+    assert {limit for spec, limit in judged.items() if not spec.endswith("+entropy")} == {0.02}
+
+
 @pytest.mark.parametrize("work", ["vectors", "training"])
 def test_rounds_are_timed_without_the_first_and_without_scoring(work: str) -> None:
     if work == "vectors":
@@ -349,3 +357,21 @@ def test_a_readme_without_a_place_is_left_alone(measured: Path, tmp_path: Path) 
     with pytest.raises(FedmaskError, match=r"^README\.md: has no lines <!-- benchmark --> and <!-- /benchmark -->"):
         benchmark.rewrite_readme(measured, readme)
     assert readme.read_text() == "no place\n"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_state_is_written_as_a_run_writes_it(tmp_path: Path) -> None:
+    for write in (checkpoint.server_writes(tmp_path, 2), checkpoint.clients_write(tmp_path, 2)):
+        for _ in range(4):
+            write()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "clients" / "client-00001" / "state").iterdir())) == 3
+
+
+def test_what_writing_takes_is_a_part_of_the_round(tmp_path: Path) -> None:
+    ((server, clients, whole),) = checkpoint.rounds_of(tmp_path / "run", "tiny", clients=5, examples=2, num_rounds=2)
+    assert 0 < server < server + clients < whole

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from flwr.app import Context, Message
 
 from client.app import app as client_app
+from faults.runs import ChangingGrid
 from fedmask.runs.config import RunConfig
 from fedmask.training.delta import load_adapter
 from fedmask.wire.ledger import Ledger
@@ -108,24 +109,6 @@ class FinishedRun:
         return [path.read_bytes() for path in sorted((self.folder / "clients").glob("*/head.safetensors"))]
 
 
-class FilteringGrid(LocalGrid):
-    """A grid whose replies pass through a function; None is a reply that never comes."""
-
-    def __init__(
-        self, app: App, num_clients: int, change: Callable[[int, Message, Message], Message | None], seed: int = 0
-    ) -> None:
-        super().__init__(app, num_clients, seed)  # type: ignore[arg-type]
-        self._change = change
-
-    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[Message]:
-        for message in messages:
-            for reply in super().stream([message]):
-                client_id = int(self.context(message.metadata.dst_node_id).node_config["partition-id"])
-                changed = self._change(client_id, message, reply)
-                if changed is not None:
-                    yield changed
-
-
 @pytest.fixture(scope="session")
 def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
@@ -178,6 +161,6 @@ def plain_run(federate: Callable[..., FinishedRun]) -> FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def filtering_grid() -> Callable[..., Callable[[App, int], FilteringGrid]]:
+def filtering_grid() -> Callable[..., Callable[[App, int], ChangingGrid]]:
     """`grid=filtering_grid(change)`: replies pass through change(client_id, request, reply)."""
-    return lambda change: lambda app, num_clients: FilteringGrid(app, num_clients, change)
+    return lambda change: lambda app, num_clients: ChangingGrid(app, num_clients, change)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from fedmask.errors import FedmaskError
 from fedmask.models import BaseModel
 from fedmask.runs.config import from_yaml
 from fedmask.training.delta import Delta
+from fedmask.wire.messages import facts_of
 from server.app import app as server_app
 from server.app import resolved
 from server.compose import compose
@@ -62,6 +63,14 @@ def test_rounds_have_one_line_each_from_1_with_the_keys_of_the_contract(plain_ru
         assert line["seconds"] > 0
 
 
+def test_a_rounds_line_has_the_bytes_of_all_messages_until_then(plain_run: Run) -> None:
+    for field in ("payload_bytes", "wire_bytes"):
+        by_round = [sum(line[field] for line in plain_run.ledger if line["round"] <= number) for number in (1, 2)]
+        assert plain_run.rounds[0][field] == by_round[0]
+        # The test split is scored in the last round too, after its line was written.
+        assert by_round[0] < plain_run.rounds[1][field] <= by_round[1]
+
+
 def test_a_rounds_line_is_there_when_the_round_ends(
     federate: Callable[..., Run], tmp_path: Path, filtering_grid: Callable[..., Any]
 ) -> None:
@@ -69,7 +78,7 @@ def test_a_rounds_line_is_there_when_the_round_ends(
 
     def look(client: int, request: Any, reply: Any) -> Any:
         if request.metadata.message_type == "train":
-            server_round = request.content.config_records["config"]["round"]
+            server_round = facts_of(request.content)["round"]
             lines[server_round] = len((tmp_path / "run" / "rounds.jsonl").read_text().splitlines())
         return reply
 
@@ -109,7 +118,7 @@ def test_communication_figures_are_those_of_the_ledger(plain_run: Run, tiny: Bas
         return sum(line[field] for line in lines if line["kind"] in kinds and line["direction"] in directions)
 
     both = {"up", "down"}
-    payload = 28 + len("delta") + 4 * 2061
+    payload = 16 + len("delta") + 8 + 4 * 2061  # once each way: what scoring brings, training does not bring again
     assert found == {
         "mask_bytes_per_client": sum_of("wire_bytes", {"mask"}, both) / 4,
         "uplink_payload_bytes_per_client_round": payload,

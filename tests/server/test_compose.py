@@ -174,6 +174,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "runtime": "local",
         "workers": 2,
         "seed": 9,
+        "device": "cpu",
         "threads": 1,
         "output": f"{tmp_path}/run",
         "overwrite": True,
@@ -423,7 +424,15 @@ def test_help_names_every_key_with_its_default_and_every_choice() -> None:
             assert meaning, f"conf/{group}/{name}.yaml says nothing of itself"
             assert sum(line[2:].split()[:1] == [f"{group}={name}"] for line in lines if line[:2] in ("* ", "  ")) >= 1
     starred = [line.split()[1] for line in lines if line.startswith("*")]
-    assert starred == ["client=default", "data=demo", "mask=pafi", "model=minilm", "runtime=local", "server=default"]
+    assert starred == [
+        "client=default",
+        "codec=fp32",
+        "data=demo",
+        "mask=pafi",
+        "model=minilm",
+        "runtime=local",
+        "server=default",
+    ]
 
 
 def test_help_gives_meaning_default_and_what_is_allowed() -> None:

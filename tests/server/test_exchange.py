@@ -1,19 +1,22 @@
 """server.exchange: the mask goes out once; who lost it is sent it again in the same round; every byte is counted."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 import client.process
 import server.exchange
+from chaos_replies import rewrite
 from client.app import app as client_app
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
-from fedmask.wire.messages import config_of, pack, payload_of, wire_bytes
+from fedmask.wire.messages import facts_of, pack, payload_of
 from server.exchange import MAX_HEAD_SIZE
 from server.local_grid import LocalGrid
 
@@ -34,23 +37,25 @@ def test_the_mask_is_sent_once_to_every_client(plain_run: Run) -> None:
     assert masks_of(plain_run, 1) == masks_of(plain_run, 2) == []
 
 
+@pytest.mark.parametrize("codec", ["fp32", "sign"])
 def test_every_message_is_counted_with_its_length_and_framing_is_small(
-    federate: Callable[..., Run], filtering_grid: Callable[..., Any]
+    codec: str, federate: Callable[..., Run], filtering_grid: Callable[..., Any]
 ) -> None:
-    seen: list[tuple[str, int]] = []
+    seen = Counter[str]()
 
     def watch(client: int, request: Message, reply: Message) -> Message:
-        seen.append(("up", wire_bytes(reply)))
-        for message in (request, reply):
-            assert 0 < wire_bytes(message) - len(payload_of(message.content)) <= 1300
+        for way, message in (("down", request), ("up", reply)):
+            serialised = sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+            seen[way] += serialised
+            assert 0 < serialised - len(payload_of(message.content)) <= 800
         return reply
 
-    run = federate("client.head=shared", "rounds=1", grid=filtering_grid(watch))
-    up = sum(line["wire_bytes"] for line in run.ledger if line["direction"] == "up")
-    assert up == sum(size for _, size in seen)
-    assert run.summary["communication"]["total_bytes"] == sum(line["wire_bytes"] for line in run.ledger)
+    run = federate("client.head=shared", f"codec={codec}", grid=filtering_grid(watch))
+    for way in ("up", "down"):
+        assert sum(line["wire_bytes"] for line in run.ledger if line["direction"] == way) == seen[way]
+    assert run.summary["communication"]["total_bytes"] == seen.total()
     for line in run.ledger:
-        assert 0 <= line["wire_bytes"] - line["payload_bytes"] <= 1300
+        assert 0 <= line["wire_bytes"] - line["payload_bytes"] <= 800
 
 
 def test_what_a_client_was_just_sent_is_not_sent_again(plain_run: Run) -> None:
@@ -59,7 +64,7 @@ def test_what_a_client_was_just_sent_is_not_sent_again(plain_run: Run) -> None:
         for line in plain_run.ledger
         if (line["client"], line["direction"], line["kind"]) == (0, "down", "evaluate")
     ]
-    full = 28 + len("delta") + 4 * 2061
+    full = 16 + len("delta") + 8 + 4 * 2061
     assert payloads == [full, full, 0]  # after each round the new delta; for the test split nothing new
 
 
@@ -82,7 +87,7 @@ def forgetful(kind: str) -> Callable[[Message, Context], Message]:
 
     def app(message: Message, context: Context) -> Message:
         asked = number_of(context) == 2 and message.metadata.message_type == kind
-        if asked and not done and config_of(message.content)["round"] == 2:
+        if asked and not done and facts_of(message.content)["round"] == 2:
             done.append(True)
             context.state = RecordDict()
         return client_app(message, context)
@@ -107,7 +112,7 @@ def test_a_client_that_lost_its_mask_is_sent_it_again_in_the_same_round(
 
 def test_a_client_that_lost_its_vectors_is_sent_them_again(federate: Callable[..., Run], plain_run: Run) -> None:
     def forget_before_test(message: Message, context: Context) -> Message:
-        is_test = config_of(message.content).get("split") == "test"
+        is_test = facts_of(message.content).get("split") == "test"
         if number_of(context) == 2 and is_test and not payload_of(message.content):
             client.process._run_in_process.cache_clear()
         return client_app(message, context)
@@ -126,7 +131,7 @@ def test_a_client_that_never_finds_what_it_lacks_is_counted(
 ) -> None:
     def lacking(number: int, request: Message, reply: Message) -> Message:
         if number == 1 and request.metadata.message_type == "train":
-            reply.content = pack(config={"missing": "vectors"})
+            reply.content = pack(facts={"missing": "vectors"})
         return reply
 
     run = federate("rounds=1", grid=filtering_grid(lacking))
@@ -172,8 +177,9 @@ def introduced(**facts: object) -> Callable[[Message, Context], Message]:
     def app(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         if message.metadata.message_type == "query.mask" and number_of(context) == 1:
-            told = dict(config_of(reply.content)) | {key.replace("_", "-"): value for key, value in facts.items()}
-            reply.content["config"] = ConfigRecord(told)  # type: ignore[arg-type]
+            rewrite(
+                reply, facts=facts_of(reply.content) | {key.replace("_", "-"): value for key, value in facts.items()}
+            )
         return reply
 
     return app
@@ -216,7 +222,7 @@ def test_a_client_that_cannot_be_set_up_stops_the_run_before_the_first_round(fed
 
 def test_a_client_that_cannot_be_set_up_again_is_counted_and_the_round_goes_on(federate: Callable[..., Run]) -> None:
     def app(message: Message, context: Context) -> Message:
-        if number_of(context) == 0 and config_of(message.content).get("round") == 2:
+        if number_of(context) == 0 and facts_of(message.content).get("round") == 2:
             context.state = RecordDict()
         if number_of(context) == 0 and message.metadata.message_type == "query.mask" and told:
             raise RuntimeError("no disk")
@@ -244,7 +250,7 @@ def test_one_head_layout_has_one_size(federate: Callable[..., Run]) -> None:
     def app(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
         if message.metadata.message_type == "query.mask" and number_of(context) == 3:
-            config_of(reply.content)["head-size"] = 7
+            rewrite(reply, facts=facts_of(reply.content) | {"head-size": 7})
         return reply
 
     with pytest.raises(FedmaskError, match=r"clients \d and 3 give one head layout the sizes \d+ and 7"):
@@ -253,7 +259,7 @@ def test_one_head_layout_has_one_size(federate: Callable[..., Run]) -> None:
 
 def test_what_a_stopped_run_has_sent_is_in_its_ledger(federate: Callable[..., Run], tmp_path: Path) -> None:
     def app(message: Message, context: Context) -> Message:
-        if config_of(message.content).get("round") == 2:
+        if facts_of(message.content).get("round") == 2:
             raise RuntimeError("no disk")
         return client_app(message, context)
 
@@ -266,7 +272,7 @@ def test_what_a_stopped_run_has_sent_is_in_its_ledger(federate: Callable[..., Ru
 
 def test_failures_while_scoring_on_test_are_counted(federate: Callable[..., Run]) -> None:
     def app(message: Message, context: Context) -> Message:
-        if config_of(message.content).get("split") == "test" and number_of(context) == 1:
+        if facts_of(message.content).get("split") == "test" and number_of(context) == 1:
             raise RuntimeError("no disk")
         return client_app(message, context)
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from chaos_replies import KINDS, malformed
+from chaos_replies import KINDS, malformed, rewrite
 from client.app import app as client_app
 from fedmask.errors import MAX_DETAIL_CHARACTERS, FedmaskError, RejectedMessage
-from fedmask.wire.messages import config_of, metrics_of, pack, payload_of, wire_bytes
-from fedmask.wire.vectors import NamedVector, frame, unframe
+from fedmask.wire.codecs import codec
+from fedmask.wire.messages import facts_of, pack, payload_of, wire_bytes
+from fedmask.wire.vectors import frame, unframe
 from server.local_grid import LocalGrid
 
 Run = Any
@@ -32,7 +33,7 @@ def is_train(request: Message) -> bool:
 
 
 def round_of(request: Message) -> int:
-    return int(config_of(request.content)["round"])  # type: ignore[arg-type]
+    return int(facts_of(request.content)["round"])  # type: ignore[arg-type]
 
 
 def lines_of(run: Run, client: int, *kinds: str, direction: str = "up") -> list[dict[str, Any]]:
@@ -92,8 +93,14 @@ def sound_reply() -> tuple[Message, Message]:
     request = Message(RecordDict(), next(iter(grid.get_node_ids())), "train", group_id="1")
     reply = Message(RecordDict(), reply_to=request)
     values = np.random.default_rng(0).standard_normal(30).astype(np.float32)
-    reply.content = pack(frame(NamedVector("delta", "ab" * 32, values)), metrics={"num-examples": 5, "train-loss": 0.3})
+    payload = frame("delta", "ab" * 32, codec("fp32").encode(values, 0))
+    reply.content = pack(payload, {"num-examples": 5, "train-loss": 0.3})
     return request, reply
+
+
+def read(reply: Message) -> None:
+    facts_of(reply.content)
+    unframe(payload_of(reply.content), [("delta", "ab" * 32, 30)])
 
 
 AT_THE_CODECS = [name for name, kind in KINDS.items() if kind.causes <= {"undecodable", "wrong-length", "wrong-layout"}]
@@ -107,7 +114,7 @@ def test_no_malformed_payload_is_decoded(name: str) -> None:
         assert len(unframe(payload_of(reply.content), [("delta", "ab" * 32, 30)])) == 1
         bad = malformed(name, request, reply, generator)
         with pytest.raises(RejectedMessage) as caught:
-            unframe(payload_of(bad.content), [("delta", "ab" * 32, 30)])
+            read(bad)
         assert caught.value.cause in KINDS[name].causes
 
 
@@ -240,7 +247,7 @@ def test_a_client_that_changes_its_task_when_it_is_set_up_again_is_not_believed(
         if message.metadata.message_type == "query.mask":
             introductions.append(message)
             if len(introductions) > 1:
-                config_of(reply.content)["task"] = "another"
+                rewrite(reply, facts=facts_of(reply.content) | {"task": "another"})
         return reply
 
     run = federate(app=app)
@@ -329,9 +336,7 @@ def times(factor: float, updates: dict[int, np.ndarray]) -> Change:
             if client == BAD:
                 payload = payload_of(reply.content)
                 scaled = (delta_of(reply) * np.float32(factor)).tobytes()
-                metrics = metrics_of(reply.content)
-                reply.content = pack(payload[: -4 * DELTA] + scaled)
-                reply.content["metrics"] = metrics
+                rewrite(reply, payload[: -4 * DELTA] + scaled)
             updates[client] = delta_of(reply).astype(np.float64)
         return reply
 

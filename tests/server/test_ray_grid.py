@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import ray
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from ray.cluster_utils import Cluster
 
 import fedmask.models
@@ -33,7 +34,7 @@ from server.strategy import RoundReport
 Run = Any
 ONE_CPU_A_CLIENT = RayConfig(address=None, client_cpus=1.0, client_gpus=0.0)
 FAILING = ("rounds=3", "clients_per_round=3", "seed=1")
-SHARED = ("client.head=shared", "rounds=2", "seed=1")
+SHARED = ("client.head=shared", "rounds=2", "seed=1", "codec=int4", "codec.rotate=2")
 
 
 def children() -> set[int]:
@@ -70,8 +71,12 @@ def watched(notes: Path) -> Callable[[Message, Context], Message]:
             raise ValueError("no disk\nleft")
         reply = client_app(message, context)
         loads = fedmask.models._load_base.cache_info().misses
-        (notes / f"{os.getpid()}-{message.metadata.message_id}").write_text(f"{loads} {len(pickle.dumps(context))}")
+        noted = f"{loads} {len(pickle.dumps(context))} {serialised_bytes(message) + serialised_bytes(reply)}"
+        (notes / f"{os.getpid()}-{message.metadata.message_id}").write_text(noted)
         return reply
+
+    def serialised_bytes(message: Message) -> int:
+        return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
 
     return answer
 
@@ -90,6 +95,8 @@ class OnRay:
     """From the worker's death until Ray had ended."""
     notes: list[tuple[int, int, int]]
     """By message: the worker's process, base models it has loaded by then, bytes of the client's pickled context."""
+    shared_bytes: int
+    """Of all messages of that run and their replies, as Flower serialises them in the workers."""
     left_behind: set[int]
 
 
@@ -110,16 +117,28 @@ def on_ray(federate: Callable[..., Run], tmp_path_factory: pytest.TempPathFactor
         patch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # not asked for: this Ray is the run's own
         failing = federate(*FAILING, grid=lambda *_: grid)
         (notes / "mend").touch()
+        of_failing = set(notes.glob("*-*"))
         shared = federate(*SHARED, grid=lambda *_: grid)
+        shared_bytes = sum(int(path.read_text().split()[2]) for path in set(notes.glob("*-*")) - of_failing)
         resumed = stopped_and_resumed(federate, grid, tmp_path_factory.mktemp("resumed") / "run")
-        noted = [(int(path.name.split("-")[0]), *map(int, path.read_text().split())) for path in notes.glob("*-*")]
+        noted = [(int(path.name.split("-")[0]), *map(int, path.read_text().split()[:2])) for path in notes.glob("*-*")]
         (notes / "die").touch()
         with pytest.raises(FedmaskError) as caught:
             federate(grid=lambda *_: grid, output=dead_run)
     seconds_to_error, deadline = time.time() - (notes / "died").stat().st_mtime, time.monotonic() + 60
     while children() - before and time.monotonic() < deadline:
         time.sleep(0.2)  # Ray has told its processes to end
-    return OnRay(failing, shared, resumed, caught.value, dead_run, seconds_to_error, noted, children() - before)
+    return OnRay(
+        failing,
+        shared,
+        resumed,
+        caught.value,
+        dead_run,
+        seconds_to_error,
+        noted,
+        shared_bytes,
+        children() - before,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +146,10 @@ def in_one_process(federate: Callable[..., Run], tmp_path_factory: pytest.TempPa
     notes = tmp_path_factory.mktemp("notes")
     failing = federate(*FAILING, app=watched(notes))
     return failing, federate(*SHARED)
+
+
+NOT_ALIKE = ("seconds", "payload_bytes", "wire_bytes")
+"""Of a round's line: a worker of Ray may lack what another has, and is sent it again."""
 
 
 def without(run: Run, *keys: str) -> list[dict[str, Any]]:
@@ -145,7 +168,7 @@ def messages(run: Run) -> dict[tuple[Any, ...], list[int]]:
 def test_a_run_that_was_stopped_on_ray_goes_on_there(on_ray: OnRay, plain_run: Run) -> None:
     assert on_ray.resumed.adapter == plain_run.adapter
     assert on_ray.resumed.heads == plain_run.heads
-    assert without(on_ray.resumed, "seconds") == without(plain_run, "seconds")
+    assert without(on_ray.resumed, *NOT_ALIKE) == without(plain_run, *NOT_ALIKE)
     assert [report.round for report in on_ray.resumed.watched.reports] == [2]
 
 
@@ -154,7 +177,7 @@ def test_ray_and_one_process_give_the_same_run(on_ray: OnRay, in_one_process: tu
         assert run.adapter == local.adapter
         assert run.heads == local.heads
         assert len(run.heads) >= 3
-        assert without(run, "seconds") == without(local, "seconds")
+        assert without(run, *NOT_ALIKE) == without(local, *NOT_ALIKE)
         for key in ("score", "own_score", "worst_client_score", "mean_score", "mask", "clients_never_drawn"):
             assert run.summary[key] == local.summary[key]
         assert sorted(run.watched.failures) == sorted(local.watched.failures)
@@ -179,7 +202,8 @@ def test_every_message_is_counted(on_ray: OnRay, in_one_process: tuple[Run, Run]
                 # Flower's engine names messages by 36 letters, a SuperLink and LocalGrid by 64.
                 counted[key].remove(next(found for found in counted[key] if 0 <= size - found <= 48))
         # A worker takes messages of any client. One that has not seen the last delta says so, and is sent it again.
-        assert {kind for (_, _, _, kind, _), left in counted.items() if left} <= {"evaluate", "head", "mask"}
+        assert {kind for (_, _, _, kind, _), left in counted.items() if left} <= {"train", "evaluate", "head", "mask"}
+    assert on_ray.shared.summary["communication"]["total_bytes"] == on_ray.shared_bytes
 
 
 def test_a_worker_loads_one_base_model_and_a_client_keeps_its_state_on_disk(on_ray: OnRay) -> None:

@@ -8,10 +8,10 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ import pytest
 from flwr.app import Context, Message
 
 import client.process
+from chaos_replies import rewrite
 from client.app import app as client_app
+from faults.dying import die_in_write
+from faults.left import left_by
 from fedmask.errors import FedmaskError
 from fedmask.runs.checkpoint import load_checkpoint
 from fedmask.sealed_file import read_sealed, write_sealed
-from fedmask.wire.messages import config_of
+from fedmask.wire.messages import facts_of
 from server.compose import compose
 
 Run = Any
@@ -33,6 +36,7 @@ MODES = {
     "local heads": ("rounds=3",),
     "shared heads": ("rounds=3", "client.head=shared", "clients_per_round=3", "score_every=2"),
     "alone": ("rounds=3", "baseline=alone"),
+    "few bytes": ("rounds=3", "client.head=shared", "clients_per_round=3", "codec=sign", "codec.rotate=2"),
 }
 
 
@@ -59,39 +63,10 @@ class StoppingWatcher:
     def resumed(self, after_round: int, resent: Any) -> None: ...
 
 
-@dataclass(frozen=True)
-class Left:
-    """All that a run leaves but what may differ: seconds, and its name run_id."""
-
-    files: dict[str, Any]
-
-    @classmethod
-    def by(cls, folder: Path) -> "Left":
-        found = {}
-        for path in sorted(folder.rglob("*")):
-            name = str(path.relative_to(folder))
-            if path.is_file() and name not in ("resumes.jsonl", "report.html"):
-                found[name] = _content(path, name)
-        return cls(found)
-
-
-def _content(path: Path, name: str) -> Any:
-    if name.startswith("checkpoints/") or "/state/" in name:
-        facts, vectors = read_sealed(path, "checkpoint" if name.startswith("checkpoints/") else "client-state")
-        without = {key: value for key, value in facts.items() if key not in ("run_id", "seconds", "file_bytes")}
-        return without, {vector: values.tobytes() for vector, values in vectors.items()}
-    if name == "rounds.jsonl":
-        return [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
-    if name == "summary.json":
-        return json.loads(path.read_text()) | {"seconds": 0, "run_id": ""}
-    if name == "config.yaml":
-        return [line for line in path.read_text().splitlines() if not line.startswith("output:")]
-    return path.read_bytes()
-
-
 def in_a_new_process() -> None:
     """What this process holds for a run's clients is gone, as it is when a new one resumes."""
     client.process._run_in_process.cache_clear()
+    client.process.population.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +94,19 @@ def test_a_run_that_is_stopped_after_a_round_ends_as_if_it_had_not_been(
         federate(*MODES[mode], output=output, watcher=StoppingWatcher(after_round))
     done = 3 if after_round is None else after_round
     assert len((output / "rounds.jsonl").read_text().splitlines()) == done
+    checkpoint = load_checkpoint(output / "checkpoints")
+    assert checkpoint is not None
     in_a_new_process()
     run = federate(*MODES[mode], output=output, resume=True)
-    assert Left.by(output) == Left.by(undisturbed(mode).folder)
+    assert left_by(output) == left_by(undisturbed(mode).folder)
     assert [report.round for report in run.watched.reports] == list(range(done + 1, 4))
     (line,) = [json.loads(line) for line in (output / "resumes.jsonl").read_text().splitlines()]
     assert line["after_round"] == done
     assert line["mask_wire_bytes"] == sum(line["wire_bytes"] for line in run.ledger if line["kind"] == "mask")
-    # What a process held when it ended is handed over where nothing else would bring it.
-    vectors_held = done == 3 and mode != "alone"
-    assert (line["vectors_wire_bytes"] > 0) == vectors_held
+    # What a process held when it ended is handed over: scoring has brought it, and training would not bring it again.
+    scored = done > 1 or "score_every=2" not in MODES[mode]
+    assert any(record.held_version == done for record in checkpoint.state.clients.values()) == scored
+    assert (line["vectors_wire_bytes"] > 0) == (scored and mode != "alone")
     assert run.watched.resumes == [(done, line["mask_wire_bytes"] + line["vectors_wire_bytes"])]
 
 
@@ -153,7 +131,7 @@ def test_a_round_that_was_half_done_leaves_no_trace(
         return reply
 
     def is_second(message: Message) -> bool:
-        return config_of(message.content)["round"] == 2
+        return facts_of(message.content)["round"] == 2
 
     output = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -163,7 +141,7 @@ def test_a_round_that_was_half_done_leaves_no_trace(
     assert (output / "clients" / "client-00002" / "state" / "round-00002.safetensors").exists()
     in_a_new_process()
     federate(*MODES["local heads"], output=output, resume=True)
-    assert Left.by(output) == Left.by(undisturbed("local heads").folder)
+    assert left_by(output) == left_by(undisturbed("local heads").folder)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -184,43 +162,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_gives_the_same_run(
     (line,) = caplog.messages
     assert line.startswith(f"{last}: damaged (")
     assert [report.round for report in run.watched.reports] == [2, 3]
-    assert Left.by(output) == Left.by(undisturbed(mode).folder)
+    assert left_by(output) == left_by(undisturbed(mode).folder)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Killed
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def die_in_write(work: Callable[[], object], part_of_path: str, number: int) -> None:
-    """Kill this process with half of the content written, at this write of a file with such a path."""
-    opened, left = Path.open, [number]
-
-    def open_(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        file = opened(path, mode, *args, **kwargs)
-        if "w" in mode and part_of_path in str(path):
-            left[0] -= 1
-            if not left[0]:
-                return _DyingFile(file)
-        return file
-
-    Path.open = open_  # type: ignore[method-assign, assignment] # the process ends here
-    work()
-
-
-class _DyingFile:
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def __enter__(self) -> "_DyingFile":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def write(self, content: bytes) -> None:
-        self._file.write(content[: len(content) // 2])
-        self._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def in_a_fork(work: Callable[[], object], seconds: float = 300) -> int:
@@ -275,7 +222,7 @@ def test_a_run_that_is_killed_five_times_ends_as_if_it_had_not_been(
     in_a_new_process()
     go_on()
     assert [line for line in caplog.messages if "damaged" in line] == []
-    assert Left.by(output) == Left.by(expected)
+    assert left_by(output) == left_by(expected)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -318,8 +265,8 @@ def test_a_client_whose_reply_was_rejected_is_not_ahead(
     """Its training in round 2 counts for nothing: it ends as one that was never asked then."""
 
     def rejected(client_id: int, request: Message, reply: Message) -> Message:
-        if (client_id, request.metadata.message_type) == (1, "train") and config_of(request.content)["round"] == 2:
-            reply.content["metrics"]["num-examples"] = -1
+        if (client_id, request.metadata.message_type) == (1, "train") and facts_of(request.content)["round"] == 2:
+            rewrite(reply, facts=facts_of(reply.content) | {"num-examples": -1})
         return reply
 
     def unasked(client_id: int, request: Message, reply: Message) -> Message:
@@ -327,7 +274,7 @@ def test_a_client_whose_reply_was_rejected_is_not_ahead(
 
     def app(message: Message, context: Context) -> Message:
         is_train = message.metadata.message_type == "train" and context.node_config["partition-id"] == 1
-        if is_train and config_of(message.content)["round"] == 2:
+        if is_train and facts_of(message.content)["round"] == 2:
             raise RuntimeError("not asked")
         return client_app(message, context)
 
@@ -373,7 +320,7 @@ def test_before_the_first_checkpoint_a_run_starts_over_and_says_so(
     in_a_new_process()
     federate(*settings, output=output, resume=True)
     assert caplog.messages == [f"{output}: no round of this run has ended; it starts over"]
-    assert Left.by(output) == Left.by(undisturbed("local heads").folder)
+    assert left_by(output) == left_by(undisturbed("local heads").folder)
 
 
 def test_where_no_checkpoint_is_whole_it_is_one_line_and_nothing_is_touched(federate: Federate, tmp_path: Path) -> None:
@@ -407,6 +354,60 @@ def test_other_data_and_another_base_model_are_told(federate: Federate, tmp_path
         federate("mask.density=0.02", output=output, resume=True)
     in_a_new_process()
     assert len(federate(output=output, resume=True).rounds) == 2
+
+
+class NosyWatcher(StoppingWatcher):
+    """While a run goes on, somebody resumes it, replaces it, and replaces the run whose baseline it is."""
+
+    def __init__(self, federate: Federate, output: Path) -> None:
+        super().__init__(after_round=1)
+        self._federate, self._output = federate, output
+        self.refusals: list[str] = []
+
+    def round_ended(self, report: Any) -> None:
+        whole = self._output.parent.parent
+        for output, more in ((self._output, {"resume": True}), (self._output, {}), (whole, {})):
+            overwrite = () if more else ("overwrite=true",)
+            with pytest.raises(FedmaskError) as caught:
+                self._federate(*overwrite, output=output, **more)
+            self.refusals.append(str(caught.value))
+        super().round_ended(report)
+
+
+def test_two_processes_never_run_in_one_folder(federate: Federate, tmp_path: Path) -> None:
+    whole = federate("rounds=1", output=tmp_path / "run")
+    output = whole.folder / "compare" / "frozen"
+    watcher = NosyWatcher(federate, output)
+    with pytest.raises(StoppedError):
+        federate("baseline=frozen", output=output, watcher=watcher)
+    line = f"{output}: another process is running in this folder; wait for its end, or name another"
+    assert watcher.refusals == [line] * 3
+    assert (whole.folder / "summary.json").exists()
+    federate("baseline=frozen", output=output, resume=True)  # whoever has ended holds nothing
+
+
+@pytest.mark.parametrize("file", ["train", "validation", "test"])
+def test_rows_that_have_changed_under_their_tasks_name_are_told(file: str, federate: Federate, tmp_path: Path) -> None:
+    data, output = tmp_path / "data" / "only", tmp_path / "run"
+    data.mkdir(parents=True)
+    rows = "".join(f"text {row}\t{row % 2}\n" for row in range(40))
+    for split in ("train", "validation", "test"):
+        (data / f"{split}.tsv").write_text(f"text_a\tlabel\n{rows}")
+    settings = ("data=tsv", f"data.root={data.parent}", "data.tasks=[only]", "data.examples_per_client=null")
+    with pytest.raises(StoppedError):
+        federate(*settings, output=output, watcher=StoppingWatcher(1))
+    path = data / f"{file}.tsv"
+    path.write_text(path.read_text().replace("text 7\t1", "text 7\t0"))
+    in_a_new_process()
+    with pytest.raises(FedmaskError) as caught:
+        federate(*settings, output=output, resume=True)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith("; resume with the data that the run was begun with")
+    assert re.search("client [0-3] is not what it was when the run stopped: it was task only, .* data ", message)
+    path.write_text(path.read_text().replace("text 7\t0", "text 7\t1"))
+    in_a_new_process()
+    assert len(federate(*settings, output=output, resume=True).rounds) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------------------

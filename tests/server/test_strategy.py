@@ -15,6 +15,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 
+from chaos_replies import rewrite
 from client.app import app as client_app
 from client.process import population, texts_for
 from fedmask.errors import FedmaskError
@@ -28,9 +29,10 @@ from fedmask.training.head import HeadLayout
 from fedmask.training.local import LocalSettings, train_delta_and_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct
 from fedmask.training.text import tokenize
+from fedmask.wire.codecs import codec
 from fedmask.wire.ledger import Ledger
-from fedmask.wire.messages import config_of, metrics_of, pack, payload_of
-from fedmask.wire.vectors import NamedVector, frame
+from fedmask.wire.messages import RECORD, facts_of, payload_of
+from fedmask.wire.vectors import frame, frames
 from server.app import select_mask, settings_for
 from server.compose import compose
 from server.local_grid import LocalGrid
@@ -276,12 +278,10 @@ def delta_of(reply: Message) -> np.ndarray:
     return np.frombuffer(payload[len(payload) % 4 :], "<f4")[-2061:].copy()
 
 
-def rewritten(reply: Message, payload: bytes | None = None, **metrics: object) -> Message:
-    """The reply with another payload or other metrics; a metric that is None is left out."""
-    content = pack(payload_of(reply.content) if payload is None else payload)
-    kept = dict(metrics_of(reply.content)) | {name.replace("_", "-"): value for name, value in metrics.items()}
-    content["metrics"] = MetricRecord({name: value for name, value in kept.items() if value is not None})  # type: ignore[misc]
-    reply.content = content
+def rewritten(reply: Message, payload: bytes | None = None, **facts: Any) -> Message:
+    """The reply with another payload or other facts; a fact that is None is left out."""
+    told = facts_of(reply.content) | {name.replace("_", "-"): value for name, value in facts.items()}
+    rewrite(reply, payload, {name: fact for name, fact in told.items() if fact is not None})
     return reply
 
 
@@ -295,12 +295,12 @@ def rescaled(reply: Message, factor: float) -> Message:
 
 
 def reframed(reply: Message, name: str = "delta", layout: str | None = None, size: int = 2061) -> Message:
-    digest = payload_of(reply.content)[8:24].hex() if layout is None else layout
-    return rewritten(reply, frame(NamedVector(name, digest, np.zeros(size, np.float32))))
+    digest = frames(payload_of(reply.content))[0].layout.hex() if layout is None else layout
+    return rewritten(reply, frame(name, digest, codec("fp32").encode(np.zeros(size, np.float32), 0)))
 
 
 def of_another_form(reply: Message) -> Message:
-    reply.content["payload"] = ArrayRecord({"p": Array(np.zeros(3, np.float32))})
+    reply.content = RecordDict({RECORD: ArrayRecord({RECORD: Array(np.zeros(3, np.float32))})})
     return reply
 
 
@@ -315,17 +315,25 @@ def twice(reply: Message) -> Message:
 
 FAULTS: dict[str, tuple[str, str, Change]] = {
     "no reply": ("no-reply", "no reply arrived in time", lambda reply: None),
-    "NaN": ("not-finite", "1 values of delta are not finite", lambda reply: with_value(reply, math.nan)),
-    "infinity": ("not-finite", "1 values of delta are not finite", lambda reply: with_value(reply, -math.inf)),
-    "too short": ("wrong-length", "has 2060 values, expected 2061", lambda reply: reframed(reply, size=2060)),
-    "too long": ("wrong-length", "has 2062 values, expected 2061", lambda reply: reframed(reply, size=2062)),
+    "NaN": ("not-finite", "1 of 2,061 values are not finite", lambda reply: with_value(reply, math.nan)),
+    "infinity": ("not-finite", "1 of 2,061 values are not finite", lambda reply: with_value(reply, -math.inf)),
+    "too short": (
+        "wrong-length",
+        "they hold 2,060 values, 2,061 are expected",
+        lambda reply: reframed(reply, size=2060),
+    ),
+    "too long": (
+        "wrong-length",
+        "they hold 2,062 values, 2,061 are expected",
+        lambda reply: reframed(reply, size=2062),
+    ),
     "other mask": ("wrong-layout", "has layout abababab", lambda reply: reframed(reply, layout="ab" * 32)),
     "other name": ("undecodable", "vector 'head' is not expected", lambda reply: reframed(reply, name="head")),
-    "twice": ("undecodable", "stands in it twice", twice),
+    "twice": ("undecodable", "stands twice in the payload", twice),
     "random bytes": ("undecodable", "payload of 3 bytes", lambda reply: rewritten(reply, b"abc")),
-    "an array of floats": ("undecodable", "stype fedmask.frames", of_another_form),
+    "an array of floats": ("undecodable", "the content must be one record of packed bytes", of_another_form),
     "no vector": ("missing-vector", "holds [], expected ['delta']", lambda reply: rewritten(reply, b"")),
-    "nothing at all": ("missing-vector", "holds [], expected ['delta']", empty),
+    "nothing at all": ("undecodable", "must be one record of packed bytes, found {}", empty),
     "no examples": ("bad-num-examples", "num-examples is 0,", lambda reply: rewritten(reply, num_examples=0)),
     "negative": ("bad-num-examples", "num-examples is -5,", lambda reply: rewritten(reply, num_examples=-5)),
     "NaN examples": ("bad-num-examples", "is nan,", lambda reply: rewritten(reply, num_examples=math.nan)),
@@ -393,7 +401,7 @@ def test_failures_are_counted_a_round_at_a_time(
     federate: Callable[..., Run], filtering_grid: Callable[..., Any]
 ) -> None:
     def once(client: int, request: Message, reply: Message) -> Message | None:
-        first = config_of(request.content).get("round") == 1
+        first = facts_of(request.content).get("round") == 1
         if is_train(request) and first and client in (0, 3):
             return None if client == 0 else rewritten(reply, num_examples=0)
         return reply
@@ -408,7 +416,7 @@ def test_a_score_that_cannot_be_used_is_left_out_and_counted(
     federate: Callable[..., Run], filtering_grid: Callable[..., Any], plain_run: Run
 ) -> None:
     def bad_scores(client: int, request: Message, reply: Message) -> Message | None:
-        if request.metadata.message_type != "evaluate" or config_of(request.content)["split"] == "test":
+        if request.metadata.message_type != "evaluate" or facts_of(request.content)["split"] == "test":
             return reply
         return rewritten(reply, counts=[math.nan, 1.0]) if client == 0 else None if client == 2 else reply
 
@@ -423,7 +431,7 @@ def test_a_run_without_one_usable_reply_ends_in_one_line_and_without_a_summary(
     federate: Callable[..., Run], filtering_grid: Callable[..., Any], tmp_path: Any
 ) -> None:
     def all_bad(client: int, request: Message, reply: Message) -> Message | None:
-        if not is_train(request) or config_of(request.content)["round"] == 1:
+        if not is_train(request) or facts_of(request.content)["round"] == 1:
             return reply
         return None if client == 0 else with_value(reply, math.nan)
 
@@ -445,7 +453,7 @@ def test_a_run_without_one_usable_reply_ends_in_one_line_and_without_a_summary(
 def test_local_heads_never_travel_and_stay_with_their_client(plain_run: Run) -> None:
     assert {line["kind"] for line in plain_run.ledger} == {"mask", "train", "evaluate"}
     trained = [line for line in plain_run.ledger if line["kind"] == "train"]
-    assert {line["payload_bytes"] for line in trained} == {28 + len("delta") + 4 * 2061}
+    assert {line["payload_bytes"] for line in trained} == {0, 16 + len("delta") + 8 + 4 * 2061}
     assert len(set(plain_run.heads)) == 4
 
 
@@ -464,8 +472,8 @@ def test_shared_heads_are_averaged_within_their_task_and_counted_under_their_own
         assert np.abs(found - start).max() > 1e-3
     assert run.kept(0, "head") != run.kept(1, "head")
     lines = [line for line in run.ledger if line["kind"] == "head"]
-    assert len(lines) == 4 * 3  # train down and up, validation down; the test split's request carries nothing
-    assert {line["payload_bytes"] for line in lines} == {28 + len("head") + 4 * 2 * 65}
+    assert len(lines) == 4 * 2  # train up, validation down: zeros to begin with are not sent, nor anything twice
+    assert {line["payload_bytes"] for line in lines} == {16 + len("head") + 8 + 4 * 2 * 65}
     assert all(line["wire_bytes"] == line["payload_bytes"] for line in lines)
 
 

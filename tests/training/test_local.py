@@ -410,3 +410,24 @@ def test_a_head_over_fixed_features_is_trained_like_the_one_over_the_encoder(
         assert mean_loss == pytest.approx(np.mean(losses), rel=1e-5)
         encoder_too = train_direct(tiny.encoder, mask_of(tiny), rows, local, layout)
         torch.testing.assert_close(head, encoder_too.head, rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["pafi", "random", "ffn_bias", "hiwi"])
+def test_a_gpu_trains_what_the_cpu_trains(
+    tiny: BaseModel, tiny_cuda: BaseModel, data: TokenizedSplit, rule: str
+) -> None:
+    assert tiny_cuda.digest == tiny.digest
+    mask = mask_of(tiny, rule)
+    assert mask_of(tiny_cuda, rule).digest == mask.digest
+    found = []
+    for base in (tiny, tiny_cuda):
+        entries = SelectedEntries(base.encoder, mask)
+        networks = BiasNetworks(entries, some_delta(mask), 4, torch.Generator().manual_seed(0))
+        start = networks if rule == "hiwi" else Direct(some_delta(mask))
+        gradient = SelectedGradient(base.encoder, entries)
+        head = CLASSES.random_start(0)
+        found.append(train_delta_and_head(base.encoder, gradient, start, CLASSES, head, data, SETTINGS))
+    assert torch.allclose(found[0].delta, found[1].delta, atol=1e-4)
+    assert torch.allclose(found[0].head, found[1].head, atol=1e-4)
+    assert found[0].mean_loss == pytest.approx(found[1].mean_loss, abs=1e-4)
+    assert mask_of(tiny_cuda, rule).digest == mask.digest  # and the base is back

@@ -172,6 +172,7 @@ def test_the_setups_of_all_runs_are_as_long_and_none_has_the_run_id_of_another(t
         ("rank", -1, "rank is -1, expected a whole number from 0 to 65536"),
         ("rank", True, "rank is True, expected"),
         ("seed", "x", "seed is 'x', must be a whole number of at least 0"),
+        ("device", "abacus", "device is 'abacus', must be one of cpu, cuda"),
         ("baseline", "all", "baseline is 'all', must be one of none, frozen, alone, central"),
         ("data.max_length", 10**9, "data.max_length is 1000000000, must be a whole number from 8 to 512"),
         ("client.batch_size", 0, "client.batch_size is 0, must be a whole number of at least 1"),

@@ -1,5 +1,6 @@
 """fedmask.wire.vectors: frames come back bit for bit, and whatever else arrives is rejected with a cause."""
 
+import math
 import struct
 import tracemalloc
 
@@ -8,25 +9,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
+from numpy.typing import NDArray
 
 from fedmask.errors import FedmaskError, RejectedMessage
-from fedmask.wire.vectors import COMBINE_NUMBERS, NamedVector, frame, frame_sizes, unframe
+from fedmask.wire.codecs import codec, decode
+from fedmask.wire.vectors import COMBINE_NUMBERS, WHOLE, NamedVector, frame, frame_sizes, frames, unframe
 
 LAYOUT, OTHER_LAYOUT = "ab" * 32, "cd" * 32
-CAUSES = {"undecodable", "wrong-layout", "wrong-length"}
+BODY_LENGTH_AT, SIZE_AT = 12, 16 + len("delta") + 4
+"""In the first frame's header, and in its codec's."""
+CAUSES = {"undecodable", "wrong-layout", "wrong-length", "not-finite"}
+FIVE = np.arange(5, dtype=np.float32)
 EXPECTED = [("delta", LAYOUT, 5), ("head", OTHER_LAYOUT, 3)]
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=32).filter(lambda name: len(name.encode()) <= 32)
-vectors = stn.arrays(np.float32, st.integers(0, 100), elements=st.floats(width=32))
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+vectors = stn.arrays(np.float32, st.integers(0, 100), elements=finite)
 
 
 def two_frames() -> bytes:
-    return delta_frame() + frame(NamedVector("head", OTHER_LAYOUT, np.ones(3, np.float32)))
+    return delta_frame() + delta_frame("head", OTHER_LAYOUT, np.ones(3, np.float32))
 
 
-def delta_frame(**changes: object) -> bytes:
-    fields: dict[str, object] = {"name": "delta", "layout_digest": LAYOUT, "values": np.arange(5, dtype=np.float32)}
-    return frame(NamedVector(**(fields | changes)))  # type: ignore[arg-type]
+def delta_frame(
+    name: str = "delta",
+    layout_digest: str = LAYOUT,
+    values: NDArray[np.float32] = FIVE,
+    spec: str = "fp32",
+    steps: int = WHOLE,
+) -> bytes:
+    return frame(name, layout_digest, codec(spec).encode(values, 9), steps)
 
 
 def rejection(payload: bytes, expected: list[tuple[str, str, int]] = EXPECTED) -> RejectedMessage:
@@ -50,26 +62,43 @@ def unframed_or_rejected(payload: bytes) -> dict[str, NamedVector] | RejectedMes
 
 @given(st.dictionaries(names, st.tuples(vectors, st.binary(min_size=32, max_size=32)), max_size=4))
 def test_frames_come_back_bit_for_bit(sent: dict[str, tuple[np.ndarray, bytes]]) -> None:
-    frames = {name: frame(NamedVector(name, digest.hex(), values)) for name, (values, digest) in sent.items()}
-    payload = b"".join(frames.values())
+    framed = {name: delta_frame(name, digest.hex(), values) for name, (values, digest) in sent.items()}
+    payload = b"".join(framed.values())
     found = unframe(payload, [(name, digest.hex(), values.size) for name, (values, digest) in sent.items()])
     assert list(found) == list(sent)
     for name, (values, digest) in sent.items():
         vector = found[name]
-        assert (vector.name, vector.layout_digest, vector.codec, vector.combine) == (name, digest.hex(), "fp32", "mean")
+        assert (vector.name, vector.layout_digest, vector.combine) == (name, digest.hex(), "mean")
         assert vector.values.dtype == np.float32
         assert vector.values.tobytes() == values.tobytes()
-    assert frame_sizes(payload) == {name: len(data) for name, data in frames.items()}
+    assert frame_sizes(payload) == {name: len(data) for name, data in framed.items()}
 
 
 @given(names, st.integers(0, 1000))
-def test_a_frame_costs_four_bytes_a_value_and_at_most_64(name: str, size: int) -> None:
-    assert 0 < len(frame(NamedVector(name, LAYOUT, np.zeros(size, np.float32)))) - 4 * size <= 64
+def test_a_frame_costs_sixteen_bytes_and_its_name(name: str, size: int) -> None:
+    body = codec("fp32").encode(np.zeros(size, np.float32), 0)
+    assert len(frame(name, LAYOUT, body)) == len(body) + 16 + len(name.encode())
 
 
 def test_the_bytes_of_a_frame_are_those_of_the_docstring() -> None:
-    header = struct.pack("<BBBBI16sI", 1, 0, 0, 5, 2, bytes.fromhex(LAYOUT)[:16], 8)
-    assert delta_frame(values=np.array([1, 2], np.float32)) == header + b"delta" + struct.pack("<2f", 1, 2)
+    header = struct.pack("<BBBB8sI", 2, 0, 5, 7, bytes.fromhex(LAYOUT)[:8], 16)
+    body = struct.pack("<BBBBI2f", 1, 0, 0, 0, 2, 1, 2)
+    assert delta_frame(values=np.array([1, 2], np.float32), steps=7) == header + b"delta" + body
+
+
+def test_a_body_of_any_codec_is_decoded() -> None:
+    values = np.random.default_rng(0).standard_normal(600, dtype=np.float32)
+    for spec in ("int4+entropy", "topk:0.1:sign"):
+        found = unframe(delta_frame(values=values, spec=spec), [("delta", LAYOUT, 600)])["delta"].values
+        assert np.array_equal(found, decode(codec(spec).encode(values, 9), 600))
+
+
+def test_frames_of_several_versions_stand_side_by_side() -> None:
+    payload = delta_frame(steps=2) + delta_frame(steps=1)
+    assert [(each.name, each.steps, each.num_bytes) for each in frames(payload)] == [("delta", 2, 49), ("delta", 1, 49)]
+    assert frame_sizes(payload) == {"delta": 98}
+    found = rejection(payload)  # a client sends nothing but whole vectors
+    assert (found.cause, "vector 'delta' is not expected here" in str(found)) == ("undecodable", True)
 
 
 def test_a_vector_that_may_come_need_not() -> None:
@@ -99,7 +128,7 @@ def test_another_layout() -> None:
     found = rejection(delta_frame(layout_digest=OTHER_LAYOUT))
     assert found.cause == "wrong-layout"
     assert str(found) == (
-        f"vector 'delta' has layout {OTHER_LAYOUT[:32]}, expected {LAYOUT[:32]}: "
+        f"vector 'delta' has layout {OTHER_LAYOUT[:16]}, expected {LAYOUT[:16]}: "
         "sender and receiver hold different masks or heads"
     )
 
@@ -107,25 +136,26 @@ def test_another_layout() -> None:
 @pytest.mark.parametrize("size", [0, 4, 6])
 def test_another_length(size: int) -> None:
     found = rejection(delta_frame(values=np.zeros(size, np.float32)))
-    assert (found.cause, str(found)) == ("wrong-length", f"vector 'delta' has {size} values, expected 5")
+    assert found.cause == "wrong-length"
+    assert str(found) == f"vector 'delta': codec bytes: they hold {size} values, 5 are expected"
 
 
 def test_a_name_that_is_not_expected() -> None:
     found = rejection(delta_frame(name="control"))
     assert found.cause == "undecodable"
-    assert str(found) == "vector 'control' is not expected here; expected ['delta', 'head']"
+    assert str(found) == "vector 'control' is not expected here; expected whole ['delta', 'head']"
 
 
 def test_a_vector_that_stands_in_it_twice() -> None:
     once = delta_frame()
     found = rejection(once + once)
     assert found.cause == "undecodable"
-    assert str(found) == f"frame at byte {len(once)}: vector 'delta' stands in it twice"
+    assert str(found) == "vector 'delta' stands twice in the payload"
     with pytest.raises(RejectedMessage, match="twice"):
         frame_sizes(once + once)
 
 
-@pytest.mark.parametrize(("position", "what"), [(0, "version 9"), (1, "codec 9"), (2, "combine 9")])
+@pytest.mark.parametrize(("position", "what"), [(0, "version 9"), (1, "combine 9")])
 def test_numbers_that_are_not_known(position: int, what: str) -> None:
     payload = bytearray(delta_frame())
     payload[position] = 9
@@ -137,10 +167,17 @@ def test_numbers_that_are_not_known(position: int, what: str) -> None:
 
 def test_a_body_that_is_not_what_the_codec_makes() -> None:
     payload = bytearray(delta_frame())
-    struct.pack_into("<I", payload, 24, 16)
+    struct.pack_into("<I", payload, BODY_LENGTH_AT, 8 + 16)
     found = rejection(bytes(payload[:-4]))
     assert found.cause == "undecodable"
-    assert str(found) == "vector 'delta': fp32: 5 values take 20 bytes, found 16"
+    assert str(found) == "vector 'delta': codec bytes: 20 more are needed, 16 are left"
+
+
+def test_a_value_that_is_not_finite_has_a_cause_of_its_own() -> None:
+    payload = delta_frame()[:-4] + struct.pack("<f", math.nan)
+    found = rejection(payload)
+    assert found.cause == "not-finite"
+    assert str(found) == "vector 'delta': codec bytes: 1 of 5 values are not finite"
 
 
 @given(st.integers(1, len(two_frames()) - 1))
@@ -162,7 +199,7 @@ def test_where_a_cut_payload_ends_is_told() -> None:
 
 
 @settings(max_examples=300)
-@given(st.one_of(st.binary(max_size=200), st.binary(max_size=80).map(lambda tail: b"\x01\x00\x00\x05" + tail)))
+@given(st.one_of(st.binary(max_size=200), st.binary(max_size=80).map(lambda tail: b"\x02\x00\x05\x00" + tail)))
 def test_random_bytes_are_rejected_with_a_known_cause(payload: bytes) -> None:
     if payload:
         assert rejection(payload).cause in CAUSES
@@ -185,7 +222,7 @@ def test_one_flipped_bit_is_rejected_or_changes_one_value(bit: int) -> None:
     assert differing == 1
 
 
-@pytest.mark.parametrize("size_at", [4, 24])
+@pytest.mark.parametrize("size_at", [SIZE_AT, BODY_LENGTH_AT])
 def test_a_huge_claimed_size_allocates_nothing(size_at: int) -> None:
     payload = bytearray(delta_frame())
     struct.pack_into("<I", payload, size_at, 2**32 - 1)
@@ -193,13 +230,13 @@ def test_a_huge_claimed_size_allocates_nothing(size_at: int) -> None:
     found = rejection(bytes(payload))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert found.cause == ("wrong-length" if size_at == 4 else "undecodable")
+    assert found.cause == ("wrong-length" if size_at == SIZE_AT else "undecodable")
     assert peak_bytes < 100_000
 
 
 def test_a_huge_size_that_both_claim_is_held_against_the_body() -> None:
     payload = bytearray(delta_frame())
-    struct.pack_into("<I", payload, 4, 2**32 - 1)
+    struct.pack_into("<I", payload, SIZE_AT, 2**32 - 1)
     tracemalloc.start()
     found = rejection(bytes(payload), [("delta", LAYOUT, 2**32 - 1)])
     _, peak_bytes = tracemalloc.get_traced_memory()
@@ -210,5 +247,5 @@ def test_a_huge_size_that_both_claim_is_held_against_the_body() -> None:
 
 @pytest.mark.parametrize("size", [11_520, 6_814, 106_608])  # hiwi and 0.03% on MiniLM, 0.03% on roberta-large
 def test_a_delta_takes_four_bytes_a_value_and_at_most_64_more(size: int) -> None:
-    taken = len(frame(NamedVector("delta", "0" * 64, np.zeros(size, np.float32))))
+    taken = len(delta_frame(values=np.zeros(size, np.float32)))
     assert 4 * size < taken <= 4 * size + 64

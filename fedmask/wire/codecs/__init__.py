@@ -1,12 +1,18 @@
-"""Codecs: vector (k,) float32 <-> bytes. A codec is one file with one `Codec` and one line here."""
+"""Codecs: vector (k,) float32 <-> bytes that say themselves how they are read. Knows nothing of Flower.
 
-from fedmask.wire.codecs.codec import Codec
-from fedmask.wire.codecs.fp32 import FP32
+    data = codec("topk:0.05:int4+entropy").encode(values, seed)
+    values = decode(data, len(values))
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (FP32,)}
-"""By name, as asked for in a configuration."""
+In the order of the data:
+    specs.py        a spec, such as int4+entropy -> Codec; the one decoder
+    topk.py         which entries travel, where not all do
+    floats.py, integers.py, sign.py   values -> planes, which are arrays of small symbols (`planes.py`), and back
+    entropy.py      planes -> few bytes, where asked for
+    body.py         the header of 8 bytes, and the planes behind it
+A codec is one file with one `ValueCodec` and one line in `registry.py`.
+"""
 
-CODECS_BY_NUMBER: dict[int, Codec] = {codec.number: codec for codec in CODECS.values()}
-"""By number, as written on the wire."""
+from fedmask.errors import CodecError
+from fedmask.wire.codecs.specs import Codec, codec, decode
 
-__all__ = ["CODECS", "CODECS_BY_NUMBER", "Codec"]
+__all__ = ["Codec", "CodecError", "codec", "decode"]

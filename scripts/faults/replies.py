@@ -1,0 +1,136 @@
+"""Malformed replies of all kinds in a running federation, beside the same federation in which nothing arrives instead.
+
+Half of the clients are bad: each of their replies to a training message is spoiled, by the kinds of chaos_replies.py
+in turn. None may be accepted, none may end the run, and what the good half comes to must have the same bits.
+"""
+
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Message
+
+from chaos_replies import KINDS, malformed
+from faults.outcome import Outcome, Settings
+from faults.runs import Finished, finished_run, is_train, round_of
+from fedmask.errors import FedmaskError
+from fedmask.randomness import seed_for
+from fedmask.runs.folder import holds_run
+from fedmask.wire.ledger import UNKNOWN_CLIENT
+from server.app import SilentObserver
+from server.compose import compose
+
+DEFAULTS = (
+    "model=tiny",
+    "threads=1",
+    "clients=10",
+    "data.examples_per_client=8",
+    "client.batch_size=8",
+    "data.max_length=16",
+)
+
+
+@dataclass
+class Bad:
+    """The clients whose replies are spoiled, and which kind each reply is of."""
+
+    clients: range
+    number: int
+    """Of replies to spoil; later ones do not arrive."""
+    seed: int
+    kinds: dict[tuple[int, int], str] = field(default_factory=dict)
+    """By (round, client_id), of the spoiled replies."""
+
+    def spoil(self, client_id: int, request: Message, reply: Message) -> Message | None:
+        if client_id not in self.clients or not is_train(request):
+            return reply
+        server_round = round_of(request)
+        place = (server_round - 1) * len(self.clients) + client_id - self.clients.start
+        if place >= self.number:
+            return None
+        kind = list(KINDS)[place % len(KINDS)]
+        self.kinds[(server_round, client_id)] = kind
+        generator = np.random.default_rng(seed_for(self.seed, "malformed", server_round, client_id))
+        return malformed(kind, request, reply, generator)
+
+    def drop(self, client_id: int, request: Message, reply: Message) -> Message | None:
+        return None if client_id in self.clients and is_train(request) else reply
+
+
+class Causes(SilentObserver):
+    """Remembers why replies were not accepted."""
+
+    def __init__(self) -> None:
+        self.by_reply: defaultdict[tuple[int, int], set[str]] = defaultdict(set)
+        """By (round, client_id)."""
+
+    def client_failed(self, server_round: int, client_id: int, cause: str, detail: str) -> None:
+        if client_id != UNKNOWN_CLIENT:  # its client is counted as silent
+            self.by_reply[(server_round, client_id)].add(cause)
+
+
+def replies(number: int, settings: Settings) -> Outcome:
+    """Spoil `number` replies. Both runs are made anew each time: what was rejected before a stop would not be known.
+
+    Raises FedmaskError for a federation of one client.
+    """
+    config = compose([*DEFAULTS, *settings.overrides])
+    if config.clients < 2:
+        raise FedmaskError("clients=1: replies needs a good client and a bad one")
+    bad = Bad(range((config.clients + 1) // 2, config.clients), number, config.seed)
+    rounds = -(-number // len(bad.clients))
+    overrides = [*DEFAULTS, *settings.overrides, f"rounds={rounds}", f"score_every={rounds}", "clients_per_round=null"]
+    runs, causes = [], Causes()
+    for name, change, observer in (("spoiled", bad.spoil, causes), ("silent", bad.drop, SilentObserver())):
+        settings.say(f"replies: {rounds} rounds, the replies of {len(bad.clients)} of {config.clients} clients {name}")
+        folder = settings.output / "replies" / name
+        if holds_run(folder):
+            shutil.rmtree(folder)
+        runs.append(finished_run(folder, overrides, change, observer))
+    return _outcome(bad, causes.by_reply, _differences(*runs, bad.clients.start))
+
+
+def _differences(spoiled: Finished, silent: Finished, num_good: int) -> list[str]:
+    """What of the good clients' result differs from what it is when the bad ones are silent."""
+    heads = [
+        [path.read_bytes() for path in sorted(run.folder.glob("clients/*/head.safetensors"))[:num_good]]
+        for run in (spoiled, silent)
+    ]
+    pairs = {
+        "adapter": (spoiled.adapter, silent.adapter),
+        "heads": heads,
+        "train loss": [[line["train_loss"] for line in run.rounds] for run in (spoiled, silent)],
+        "test scores": (spoiled.summary["score"], silent.summary["score"]),
+    }
+    return [name for name, (one, other) in pairs.items() if one != other]
+
+
+def _outcome(bad: Bad, causes: Mapping[tuple[int, int], set[str]], different: list[str]) -> Outcome:
+    sent, accepted = Counter(bad.kinds.values()), Counter[str]()
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for reply, kind in bad.kinds.items():
+        told = causes.get(reply, set())
+        accepted[kind] += not told or not told <= KINDS[kind].causes
+        found[kind].update(told)
+    rows = [
+        (kind, ", ".join(sorted(found[kind])), str(sent[kind]), str(sent[kind] - accepted[kind]))
+        for kind in sorted(sent)
+    ]
+    same = f"not the same bits: {', '.join(different)}" if different else "the good clients' result has the same bits"
+    return Outcome(
+        title="Malformed replies",
+        limit="none is accepted, none ends the run, and the good clients' result has the bits that it has without them",
+        figure=f"{sent.total():,} of {len(sent)} kinds: {accepted.total()} accepted, the run came to its end, {same}",
+        passed=sent.total() == bad.number and not accepted.total() and not different,
+        columns=("what was wrong", "counted as", "sent", "rejected"),
+        rows=tuple(rows),
+        notes=(
+            f"Clients {bad.clients.start} to {bad.clients.stop - 1} answer every training message with a malformed "
+            "reply, the kinds in turn; a kind draws its details by seed. A reply counts as rejected where the server "
+            "told its client's failure in that round, with a cause that the kind may have.",
+            "Same bits: adapter, the good clients' heads, each round's train loss and the test scores, beside a run in "
+            "which the replies of the same clients never arrive.",
+        ),
+    )
