@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedmask.wire.codecs import codec
-from fedmask.wire.messages import RECORD, STYPE, Facts, facts_of, pack, payload_of
+from fedmask.wire.messages import FACTS, PAYLOAD, STYPE, Facts, facts_of, pack, payload_of
 from fedmask.wire.vectors import Frame, frame, frames
 
 Change = Callable[[Message, np.random.Generator], None]
@@ -149,14 +149,14 @@ def _another_array(reply: Message, generator: np.random.Generator) -> None:
     """Flower's own arrays in place of packed bytes, or two of ours."""
     ours = Array(dtype="uint8", shape=(3,), stype=STYPE, data=b"abc")
     floats = Array(generator.standard_normal(5))
-    arrays = {RECORD: floats} if generator.random() < 0.5 else {RECORD: ours, "q": ours}
-    reply.content = RecordDict({RECORD: ArrayRecord(arrays)})
+    arrays = {PAYLOAD: floats} if generator.random() < 0.5 else {PAYLOAD: ours, "q": ours}
+    reply.content = RecordDict({FACTS: pack(facts=facts_of(reply.content))[FACTS], PAYLOAD: ArrayRecord(arrays)})
 
 
 def _another_record(reply: Message, generator: np.random.Generator) -> None:
     """The record's name on one of another type, or on another entry."""
-    other = ConfigRecord({"p": generator.bytes(10)}) if generator.random() < 0.5 else MetricRecord({RECORD: 1})
-    reply.content = RecordDict({RECORD: other})
+    other = ConfigRecord({"q": generator.bytes(10)}) if generator.random() < 0.5 else MetricRecord({FACTS: 1})
+    reply.content = RecordDict({FACTS: other})
 
 
 # ---- the facts -------------------------------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ def _facts_of_nonsense(reply: Message, generator: np.random.Generator) -> None:
     """Bytes that are no JSON, or JSON that is too deep, too long, or no names with values."""
     told = [b"{", b"[" * 60_000, b"[1]", b'{"a":{}}', b'{"a":null}', b'"' + b"x" * 2**20, generator.bytes(40)]
     chosen = told[int(generator.integers(len(told)))]
-    packed = struct.pack("<I", 1 | len(chosen) << 8) + chosen + payload_of(reply.content)
-    reply.content = RecordDict({RECORD: ConfigRecord({RECORD: packed})})
+    entries = {FACTS: b"\x01" + chosen, PAYLOAD: payload_of(reply.content)}
+    reply.content = RecordDict({FACTS: ConfigRecord(entries)})
 
 
 # ---- the message -----------------------------------------------------------------------------------------------------

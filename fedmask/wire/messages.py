@@ -1,15 +1,15 @@
 """Facts and vectors <-> Flower records, and the bytes of a whole message. The one module that knows Flower.
 
-A message's content is one record of packed bytes:  version u8 | length of facts u24 | facts, JSON | payload , where the
-facts are small (round, version, counts, a loss) and the payload is frames of vectors, or the mask and settings. Up to
-MAX_IN_CONFIG bytes stand in a Flower ConfigRecord: an object and its name cost Flower about 170 bytes, and an array is
-three objects. Longer ones stand in an array, which Flower cuts into chunks.
+A message's content is one Flower ConfigRecord with two entries of bytes: facts (a version byte, and JSON: round,
+version, counts, a loss) and the payload (frames of vectors, or the mask and settings). A payload of more than
+MAX_IN_CONFIG bytes stands in a Flower array of its own beside the facts: that is three more objects, which cost 400
+bytes, but Flower cuts an array into chunks, and does not copy it.
 """
 
 import json
-import struct
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, ErrorCode
@@ -19,15 +19,13 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedmask.errors import RejectedMessage
 
-RECORD = "f"
-"""The record's name, and that of its one entry: short, for they travel."""
+FACTS, PAYLOAD = "f", "p"
+"""Names of entries and records: short, for they travel."""
 STYPE = "fedmask"
-MAX_IN_CONFIG = 2**20
+MAX_IN_CONFIG = 2**15
 MAX_FACTS_BYTES = 2**16
 """What no message of ours comes near."""
-_VERSION = 1
-_HEADER = struct.Struct("<I")
-"""version in the low byte, length of the facts in the upper three."""
+_VERSION = b"\x01"
 _ID = "0" * 64
 """As long as the ids by which Flower's objects name each other."""
 
@@ -37,25 +35,27 @@ Facts = Mapping[str, Fact]
 
 def pack(payload: bytes = b"", facts: Facts | None = None) -> RecordDict:
     """The content of a message."""
-    told = json.dumps(dict(facts or {}), separators=(",", ":")).encode()
-    packed = b"".join((_HEADER.pack(_VERSION | len(told) << 8), told, payload))
-    if len(packed) <= MAX_IN_CONFIG:
-        return RecordDict({RECORD: ConfigRecord({RECORD: packed})})
-    array = Array(dtype="uint8", shape=(len(packed),), stype=STYPE, data=packed)
-    return RecordDict({RECORD: ArrayRecord({RECORD: array})})
+    entries: dict[str, Any] = {FACTS: _VERSION + json.dumps(dict(facts or {}), separators=(",", ":")).encode()}
+    if len(payload) <= MAX_IN_CONFIG:
+        if payload:
+            entries[PAYLOAD] = payload
+        return RecordDict({FACTS: ConfigRecord(entries)})
+    array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
+    return RecordDict({FACTS: ConfigRecord(entries), PAYLOAD: ArrayRecord({PAYLOAD: array})})
 
 
 def payload_of(content: RecordDict) -> bytes:
-    """The packed bytes behind the facts. Raises RejectedMessage for a content that `pack` does not make."""
-    packed, start = _opened(content)
-    return packed[start:]
+    """The packed bytes, empty where there are none. Raises RejectedMessage for a content that `pack` does not make."""
+    return _opened(content)[1]
 
 
 def facts_of(content: RecordDict) -> dict[str, Fact]:
     """The small facts. Raises RejectedMessage for a content that `pack` does not make."""
-    packed, start = _opened(content)
+    told, _ = _opened(content)
+    if told[:1] != _VERSION or len(told) > MAX_FACTS_BYTES:
+        raise RejectedMessage("undecodable", f"facts of {len(told)} bytes and version {told[:1].hex() or 'none'}")
     try:
-        facts = json.loads(packed[_HEADER.size : start])
+        facts = json.loads(told[1:])
     except (ValueError, RecursionError) as error:
         raise RejectedMessage("undecodable", f"the facts cannot be read ({type(error).__name__})") from error
     if not isinstance(facts, dict) or not all(map(_is_fact, facts.values())):
@@ -63,31 +63,36 @@ def facts_of(content: RecordDict) -> dict[str, Fact]:
     return facts
 
 
-def _opened(content: RecordDict) -> tuple[bytes, int]:
-    """The packed bytes, and where in them the payload begins."""
-    packed = _packed(content)
-    if packed is None or len(packed) < _HEADER.size:
-        found = {name: type(record).__name__ for name, record in content.items()}
-        raise RejectedMessage("undecodable", f"the content must be one record of packed bytes, found {found}")
-    (head,) = _HEADER.unpack_from(packed)
-    version, start = head & 0xFF, _HEADER.size + (head >> 8)
-    if version != _VERSION or start > min(len(packed), MAX_FACTS_BYTES):
-        raise RejectedMessage(
-            "undecodable", f"{len(packed)} packed bytes of version {version} with facts up to {start}"
-        )
-    return packed, start
+def _opened(content: RecordDict) -> tuple[bytes, bytes]:
+    """Facts and payload, neither of them read."""
+    if (found := _packed(content)) is None:
+        forms = {name: type(record).__name__ for name, record in content.items()}
+        raise RejectedMessage("undecodable", f"the content must be packed facts and a payload, found {forms}")
+    return found
 
 
-def _packed(content: RecordDict) -> bytes | None:
-    """None for a content that `pack` does not make."""
-    record = content.get(RECORD)
-    if len(content) != 1 or not isinstance(record, ConfigRecord | ArrayRecord) or list(record) != [RECORD]:
+def _packed(content: RecordDict) -> tuple[bytes, bytes] | None:
+    """Facts and payload; None for a content that `pack` does not make."""
+    config = content.get(FACTS)
+    if not isinstance(config, ConfigRecord) or not config.keys() <= {FACTS, PAYLOAD}:
         return None
-    entry = record[RECORD]
-    if isinstance(entry, Array):
-        is_ours = (entry.dtype, tuple(entry.shape), entry.stype) == ("uint8", (len(entry.data),), STYPE)
-        return entry.data if is_ours else None
-    return entry if isinstance(entry, bytes) else None
+    told, payload = config.get(FACTS), _payload(content, config)
+    return (told, payload) if isinstance(told, bytes) and isinstance(payload, bytes) else None
+
+
+def _payload(content: RecordDict, config: ConfigRecord) -> object:
+    """Whatever stands in the payload's place: bytes where `pack` has made the content."""
+    if len(content) == 1:
+        return config.get(PAYLOAD, b"")
+    return _of_array(content.get(PAYLOAD)) if len(content) == 2 and PAYLOAD not in config else None
+
+
+def _of_array(record: object) -> bytes | None:
+    if not isinstance(record, ArrayRecord) or list(record) != [PAYLOAD]:
+        return None
+    array = record[PAYLOAD]
+    is_ours = (array.dtype, tuple(array.shape), array.stype) == ("uint8", (len(array.data),), STYPE)
+    return array.data if is_ours and array.data else None
 
 
 def _is_fact(value: object) -> bool:
@@ -126,12 +131,13 @@ def wire_bytes(message: Message) -> int:
     happens to it. Of any other message it is Flower's own count.
     """
     packed = None if message.has_error() else _packed(message.content)
-    if packed is None or len(packed) > FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE:
+    if packed is None or len(packed[1]) > FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE:
         return sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
-    record = message.content[RECORD]
+    content = message.content
     total = _object_bytes("Message", 1, _envelope(message).ByteSize())
-    total += _object_bytes("RecordDict", 1, len(_references([RECORD])))
-    return total + (_array_record_bytes(len(packed)) if isinstance(record, ArrayRecord) else len(record.deflate()))
+    total += _object_bytes("RecordDict", len(content), len(_references(content)))
+    total += len(content[FACTS].deflate())
+    return total + (_array_record_bytes(len(packed[1])) if PAYLOAD in content else 0)
 
 
 def _envelope(message: Message) -> ProtoMessage:
@@ -150,7 +156,7 @@ def _array_record_bytes(length: int) -> int:
     """An array record, its array and that one's data."""
     facts = {"dtype": "uint8", "shape": (length,), "stype": STYPE, "arraychunk_ids": [0]}
     return (
-        _object_bytes("ArrayRecord", 1, len(_references([RECORD])))
+        _object_bytes("ArrayRecord", 1, len(_references([PAYLOAD])))
         + _object_bytes("Array", 1, len(json.dumps(facts).encode()))
         + _object_bytes("ArrayChunk", 0, length)
     )

@@ -31,7 +31,7 @@ from fedmask.training.reparametrisation import BiasNetworks, Direct
 from fedmask.training.text import tokenize
 from fedmask.wire.codecs import codec
 from fedmask.wire.ledger import Ledger
-from fedmask.wire.messages import RECORD, facts_of, payload_of
+from fedmask.wire.messages import FACTS, facts_of, payload_of
 from fedmask.wire.vectors import frame, frames
 from server.app import select_mask, settings_for
 from server.compose import compose
@@ -300,7 +300,7 @@ def reframed(reply: Message, name: str = "delta", layout: str | None = None, siz
 
 
 def of_another_form(reply: Message) -> Message:
-    reply.content = RecordDict({RECORD: ArrayRecord({RECORD: Array(np.zeros(3, np.float32))})})
+    reply.content = RecordDict({FACTS: ArrayRecord({FACTS: Array(np.zeros(3, np.float32))})})
     return reply
 
 
@@ -331,9 +331,9 @@ FAULTS: dict[str, tuple[str, str, Change]] = {
     "other name": ("undecodable", "vector 'head' is not expected", lambda reply: reframed(reply, name="head")),
     "twice": ("undecodable", "stands twice in the payload", twice),
     "random bytes": ("undecodable", "payload of 3 bytes", lambda reply: rewritten(reply, b"abc")),
-    "an array of floats": ("undecodable", "the content must be one record of packed bytes", of_another_form),
+    "an array of floats": ("undecodable", "the content must be packed facts and a payload", of_another_form),
     "no vector": ("missing-vector", "holds [], expected ['delta']", lambda reply: rewritten(reply, b"")),
-    "nothing at all": ("undecodable", "must be one record of packed bytes, found {}", empty),
+    "nothing at all": ("undecodable", "must be packed facts and a payload, found {}", empty),
     "no examples": ("bad-num-examples", "num-examples is 0,", lambda reply: rewritten(reply, num_examples=0)),
     "negative": ("bad-num-examples", "num-examples is -5,", lambda reply: rewritten(reply, num_examples=-5)),
     "NaN examples": ("bad-num-examples", "is nan,", lambda reply: rewritten(reply, num_examples=math.nan)),
