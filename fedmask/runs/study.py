@@ -52,6 +52,17 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What a row is held against: another row, and how much of its bytes and score it may take."""
+
+    row: str
+    most_payload: float | None
+    """Fraction of the other's payload, both ways together; None where it only informs."""
+    most_points: float | None
+    """Hundredths of the score that may be lost."""
+
+
+@dataclass(frozen=True)
 class Row:
     """A method: overrides, and where its rates come from."""
 
@@ -64,6 +75,7 @@ class Row:
     tuning: Tuning | None
     rates_from: str | None
     """The row whose tuned rates this one takes."""
+    against: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -389,6 +401,7 @@ def _row(reader: _Reader, name: str, raw: object, all_settings: tuple[str, ...])
         "finalist": bool,
         "tune": dict,
         "rates_from": str,
+        "against": dict,
     }
     given = reader.take(raw, f"rows.{name}", kinds, "title", "overrides")
     return Row(
@@ -399,7 +412,13 @@ def _row(reader: _Reader, name: str, raw: object, all_settings: tuple[str, ...])
         is_finalist=given.get("finalist", False),
         tuning=_tuning(reader, f"rows.{name}.tune", given["tune"]) if "tune" in given else None,
         rates_from=given.get("rates_from"),
+        against=_comparison(reader, f"rows.{name}.against", given["against"]) if "against" in given else None,
     )
+
+
+def _comparison(reader: _Reader, where: str, raw: Mapping[str, Any]) -> Comparison:
+    given = reader.take(raw, where, {"row": str, "payload": (int, float), "points": (int, float)}, "row")
+    return Comparison(given.get("row", ""), given.get("payload"), given.get("points"))
 
 
 def _tuning(reader: _Reader, where: str, raw: Mapping[str, Any]) -> Tuning:
@@ -421,6 +440,8 @@ def _check_references(reader: _Reader, row: Row, settings: Mapping[str, Setting]
     reader.faults += [
         f"rows.{row.name}: no setting {name}; there are {', '.join(settings)}" for name in named if name not in settings
     ]
+    if row.against is not None and (row.against.row not in rows or row.against.row == row.name):
+        reader.faults.append(f"rows.{row.name}.against.row: {row.against.row!r} is no other row")
     if row.rates_from is None:
         return
     if row.tuning is not None:

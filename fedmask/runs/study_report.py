@@ -65,6 +65,9 @@ def _front(study: Study, num_seeds: int, results: Results, finished: Mapping[str
     """What the README shows."""
     yield from score_table(study, results)
     yield ""
+    if any(row.against for row in study.rows.values()):
+        yield from comparison_table(study, results)
+        yield ""
     yield f"![score against bytes](docs/studies/{study.name}.svg)"
     yield ""
     yield _made_by(study, num_seeds, finished)
@@ -78,6 +81,9 @@ def _page(study: Study, num_seeds: int, results: Results, finished: Mapping[str,
         yield f"- ({setting.name}) {setting.title}: `{' '.join(setting.overrides)}`"
     yield from ("", "## Test score", "")
     yield from score_table(study, results)
+    if any(row.against for row in study.rows.values()):
+        yield from ("", "## Fewer bytes, and what they cost", "")
+        yield from comparison_table(study, results)
     yield from ("", "## The same on each client's own label mix", "")
     yield from own_mix_table(study, results)
     yield from ("", "## Bytes a client and round", "")
@@ -124,6 +130,52 @@ def score_table(study: Study, results: Results) -> Iterator[str]:
         ]
         if any(cells):
             yield _line([row.title, *cells, _bytes_of(row, common, study, results)])
+
+
+def comparison_table(study: Study, results: Results) -> Iterator[str]:
+    """Rows that are held against another: their payload beside its, and the score that was lost, seed against seed.
+
+    The loss is the mean of the seeds' differences, ± its standard error; a limit is met where the loss minus one
+    standard error is within it. A row with one seed has no standard error, and shows no more than its difference.
+    """
+    yield from _head(["", "against", "payload", "at most", "points lost", "at most", "met"])
+    for row in study.rows.values():
+        for setting in study.settings if row.against else ():
+            if pairs := _pairs(row, setting, results):
+                yield _line([row.title, *_compared(study, row, pairs)])
+
+
+def _pairs(row: Row, setting: str, results: Results) -> list[tuple[Finished, Finished]]:
+    """The row's cell and the other row's, of the same seed."""
+    assert row.against is not None
+    others = {entry.cell.seed: entry for entry in results.get((row.against.row, setting), ())}
+    mine = results.get((row.name, setting), ())
+    return [(entry, others[entry.cell.seed]) for entry in mine if entry.cell.seed in others]
+
+
+def _compared(study: Study, row: Row, pairs: Sequence[tuple[Finished, Finished]]) -> Iterator[str]:
+    assert row.against is not None
+    share = statistics.mean(_payload(entry) / _payload(other) for entry, other in pairs)
+    lost = [100 * (other.summary["mean_score"] - entry.summary["mean_score"]) for entry, other in pairs]
+    error = statistics.stdev(lost) / len(lost) ** 0.5 if len(lost) > 1 else None
+    most_payload, most_points = row.against.most_payload, row.against.most_points
+    yield study.rows[row.against.row].title
+    yield f"{share:.2%}"
+    yield "" if most_payload is None else f"{most_payload:.1%}"
+    yield f"{statistics.mean(lost):+.2f}" + ("" if error is None else f" ± {error:.2f}")
+    yield "" if most_points is None else f"{most_points:g}"
+    is_judged = most_payload is not None and most_points is not None and error is not None
+    yield _met(share <= most_payload and statistics.mean(lost) - error <= most_points) if is_judged else ""  # type: ignore[operator]
+
+
+def _met(is_met: bool) -> str:
+    return "yes" if is_met else "**no**"
+
+
+def _payload(entry: Finished) -> float:
+    """Bytes of a client and round, both ways."""
+    sent = entry.summary["communication"]
+    return float(sent["uplink_payload_bytes_per_client_round"] + sent["downlink_payload_bytes_per_client_round"])
 
 
 def own_mix_table(study: Study, results: Results) -> Iterator[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.study import Finished, Study, chosen_rates, final_results, next_cells, read_results, read_study
-from fedmask.runs.study_report import score_table, write_study
+from fedmask.runs.study import Cell, Finished, Study, chosen_rates, final_results, next_cells, read_results, read_study
+from fedmask.runs.study_report import comparison_table, score_table, write_study
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STUDY = """
@@ -67,6 +67,35 @@ def test_scores_are_means_with_the_spread_of_the_seeds(study: Study, finished: d
     tuned = f"0.650 ± {spread:.3f} (0.550)"  # in brackets the first seed, which the other row ran with
     assert lines[2] == f"| a tuned one | {tuned} | {tuned} | 1,234 + 5,678 |"
     assert lines[3] == "| each alone | 0.500 |  | 1,234 + 5,678 |"
+
+
+def test_a_row_is_held_against_another_seed_against_seed(tmp_path: Path) -> None:
+    """Losses of 1, 2 and 3 points: 2 ± 1 / sqrt(3)."""
+    (tmp_path / "few.yaml").write_text(
+        STUDY.replace("rows:", "rows:\n  whole: {title: whole, overrides: [], finalist: true}").replace(
+            "settings: [a]}",
+            "settings: [a], finalist: true, against: {row: whole, payload: 0.25, points: 1.5}}\n"
+            "  few: {title: few, overrides: [codec=int8], settings: [a], finalist: true,"
+            " against: {row: whole, payload: 0.25, points: 1.4}}",
+        )
+    )
+    study = read_study(tmp_path / "few.yaml")
+
+    def cell(row: str, seed: int, score: float, payload: float) -> Finished:
+        sent = {f"{way}_payload_bytes_per_client_round": payload for way in ("uplink", "downlink")}
+        summary = {"mean_score": score, "communication": sent, "seconds": 1}
+        return Finished(Cell(row, "a", seed, True, ()), "abc1234", summary, ((1, score, 10),))
+
+    whole = [cell("whole", seed, 0.8 + seed, 400.0) for seed in range(3)]
+    for name, payload in (("alone", 100.0), ("few", 101.0)):
+        rows = [cell(name, seed, 0.8 + seed - (seed + 1) / 100, payload) for seed in range(3)]
+        results = {("whole", "a"): whole, (name, "a"): list(reversed(rows))}
+        (line,) = list(comparison_table(study, results))[2:]
+        title = study.rows[name].title
+        share, most, met = ("25.00%", "1.5", "yes") if name == "alone" else ("25.25%", "1.4", "**no**")
+        assert line == f"| {title} | whole | {share} | 25.0% | +2.00 ± 0.58 | {most} | {met} |"
+    alone = {("whole", "a"): whole, ("few", "a"): rows[:1]}
+    assert list(comparison_table(study, alone))[2] == "| few | whole | 25.25% | 25.0% | +1.00 | 1.4 |  |"
 
 
 def test_bytes_of_another_setting_than_the_others_are_marked(study: Study, finished: dict[str, Finished]) -> None:
