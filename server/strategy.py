@@ -350,8 +350,7 @@ class MaskedAveraging(Strategy):
         for reply in replies:
             member = self._exchange.member_of(reply)
             try:
-                _raise_client_error(reply)
-                facts = facts_of(reply.content)
+                facts = _facts_of_answer(reply)
                 vectors, num_examples, train_loss = self._accepted(server_round, member, reply, facts)
             except RejectedMessage as rejection:
                 self._reject(server_round, reply, rejection)
@@ -465,8 +464,7 @@ class MaskedAveraging(Strategy):
         for reply in replies:
             member = self._exchange.member_of(reply)
             try:
-                _raise_client_error(reply)
-                counts = facts_of(reply.content)
+                counts = _facts_of_answer(reply)
                 scores.append(ClientScore.of(member.client_id, member.task, member.metric, counts))
             except RejectedMessage as rejection:
                 self._reject(server_round, reply, rejection)
@@ -551,12 +549,14 @@ class MaskedAveraging(Strategy):
         self._observer.client_failed(server_round, client_id, rejection.cause, str(rejection))
 
 
-def _raise_client_error(reply: Message) -> None:
+def _facts_of_answer(reply: Message) -> dict[str, Fact]:
     """Raises RejectedMessage where the client answered with an error, or lacks what it was sent again."""
     if reply.has_error():
         raise RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}")
-    if (missing := facts_of(reply.content).get("missing")) is not None:
+    facts = facts_of(reply.content)
+    if (missing := facts.get("missing")) is not None:
         raise RejectedMessage("still-missing", f"the client still lacks what it was sent again: {missing!r}")
+    return facts
 
 
 def _number(facts: Facts, name: str, low: float, high: float) -> float:

@@ -26,6 +26,7 @@ MAX_IN_CONFIG = 2**15
 MAX_FACTS_BYTES = 2**16
 """What no message of ours comes near."""
 _VERSION = b"\x01"
+_AS_JSON = json.JSONEncoder(separators=(",", ":")).encode
 _ID = "0" * 64
 """As long as the ids by which Flower's objects name each other."""
 
@@ -35,7 +36,7 @@ Facts = Mapping[str, Fact]
 
 def pack(payload: bytes = b"", facts: Facts | None = None) -> RecordDict:
     """The content of a message."""
-    entries: dict[str, Any] = {FACTS: _VERSION + json.dumps(dict(facts or {}), separators=(",", ":")).encode()}
+    entries: dict[str, Any] = {FACTS: _VERSION + _AS_JSON(dict(facts or {})).encode()}
     if len(payload) <= MAX_IN_CONFIG:
         if payload:
             entries[PAYLOAD] = payload
@@ -74,25 +75,29 @@ def _opened(content: RecordDict) -> tuple[bytes, bytes]:
 def _packed(content: RecordDict) -> tuple[bytes, bytes] | None:
     """Facts and payload; None for a content that `pack` does not make."""
     config = content.get(FACTS)
-    if not isinstance(config, ConfigRecord) or not config.keys() <= {FACTS, PAYLOAD}:
+    if not isinstance(config, ConfigRecord):
         return None
-    told, payload = config.get(FACTS), _payload(content, config)
+    entries = dict(config)
+    if not entries.keys() <= {FACTS, PAYLOAD}:
+        return None
+    told, payload = entries.get(FACTS), _payload(content, entries)
     return (told, payload) if isinstance(told, bytes) and isinstance(payload, bytes) else None
 
 
-def _payload(content: RecordDict, config: ConfigRecord) -> object:
+def _payload(content: RecordDict, entries: Mapping[str, object]) -> object:
     """Whatever stands in the payload's place: bytes where `pack` has made the content."""
     if len(content) == 1:
-        return config.get(PAYLOAD, b"")
-    return _of_array(content.get(PAYLOAD)) if len(content) == 2 and PAYLOAD not in config else None
+        return entries.get(PAYLOAD, b"")
+    return _of_array(content.get(PAYLOAD)) if len(content) == 2 and PAYLOAD not in entries else None
 
 
 def _of_array(record: object) -> bytes | None:
     if not isinstance(record, ArrayRecord) or list(record) != [PAYLOAD]:
         return None
     array = record[PAYLOAD]
-    is_ours = (array.dtype, tuple(array.shape), array.stype) == ("uint8", (len(array.data),), STYPE)
-    return array.data if is_ours and array.data else None
+    data = array.data
+    is_ours = (array.dtype, tuple(array.shape), array.stype) == ("uint8", (len(data),), STYPE)
+    return data if is_ours and data else None
 
 
 def _is_fact(value: object) -> bool:

@@ -140,9 +140,10 @@ class _Weighing(SilentObserver):
 
 
 def _tensor_bytes() -> int:
-    """Of all tensors' memory, which tracemalloc does not see; what lies mapped on disk counts as well."""
+    """Of all tensors' memory, which tracemalloc does not see; what lies mapped on disk counts as well. Sparse tensors
+    are left out: a base model's gradient has some, and no client any."""
     tensors = (found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter))
-    storages = (tensor.untyped_storage() for tensor in tensors)
+    storages = (tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

@@ -218,7 +218,7 @@ def test_a_study_above_its_budget_is_refused_before_a_cell_runs(study_file: Path
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        ("experiment=frist", "experiment=frist: must be a study of conf/study (first) or a .yaml file"),
+        ("experiment=frist", "experiment=frist: must be a study of conf/study (first, wire) or a .yaml file"),
         ("experiment=first seeds=0", "seeds=0: must be a whole number of at least 1"),
         ("experiment=first jobs=two", "jobs=two: must be a whole number of at least 1"),
         ("experiment=first budget_hours=-1", "budget_hours=-1: must be a number above 0"),

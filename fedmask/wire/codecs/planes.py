@@ -49,7 +49,8 @@ class Reader:
             raise CodecError(f"codec bytes: {len(self._left):,} are left over at the end")
 
 
-def pack(symbols: Symbols, bits: int) -> bytes:
+def pack(symbols: Symbols, bits: int) -> bytes | memoryview:
+    """The bytes of a plane: a view of the symbols where those are the bytes already."""
     match bits:
         case 1:
             return np.packbits(symbols, bitorder="little").tobytes()
@@ -57,7 +58,7 @@ def pack(symbols: Symbols, bits: int) -> bytes:
             pairs = np.zeros((len(symbols) + 1) // 2 * 2, np.uint8)
             pairs[: len(symbols)] = symbols
             return (pairs[0::2] | pairs[1::2] << 4).tobytes()
-    return symbols.astype(f"<u{bits // 8}", copy=False).tobytes()
+    return np.ascontiguousarray(symbols, f"<u{bits // 8}").data.cast("B")
 
 
 def unpack(reader: Reader, plane: Plane) -> Symbols:
