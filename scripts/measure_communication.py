@@ -358,7 +358,7 @@ def _table(title: str, lines: Sequence[Line], config: RunConfig) -> "Table":
     table.add_column("codec", no_wrap=True)
     columns = ("payload, both ways", "wire, down", "wire, up", "whole run", "times less than full")
     for column in (*columns, "error, up", *(f"seconds at {link} Mbit/s" for link in LINKS_MBIT)):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for line in lines:
         sizes = (line.downlink_payload_bytes + line.uplink_payload_bytes, line.downlink_wire_bytes)
         sizes += (line.uplink_wire_bytes, line.run_bytes(config))
