@@ -27,7 +27,7 @@ from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame_sizes
 from server.open_requests import OpenRequests
 
-MAX_HEAD_SIZE = 2**24
+MAX_HEAD_SIZE = 2**22
 """Numbers in a head above which a client's word is not taken for it: the server holds shared heads in memory."""
 
 NOTICE_SECONDS = 10.0
@@ -94,11 +94,8 @@ class Exchange:
         return self._held_version.get(member.client_id)
 
     def reject(self, reply: Message) -> None:
-        """A reply that `replies` gave cannot be used: its bytes are not accepted ones, and its client, whatever it
-        says it holds, is sent everything again."""
-        node_id = reply.metadata.src_node_id
-        self._held_version.pop(self._client_ids[node_id], None)
-        if lines := self._recorded.pop(node_id, None):
+        """A reply that `replies` gave cannot be used: its bytes are not accepted ones."""
+        if lines := self._recorded.pop(reply.metadata.src_node_id, None):
             self._ledger.reject(lines)
 
     # ---- round 0 -----------------------------------------------------------------------------------------------
@@ -332,10 +329,11 @@ class Exchange:
         return client_id
 
     def _note_held(self, client_id: int, version: int, reply: Message) -> None:
-        """A client that answered, and lacks nothing, holds the version that it was asked about."""
-        if reply.has_error() or _lacks_something(reply):
+        """A client that answered, and lacks nothing, holds the version that it was asked about. One that could not may
+        hold it or not: the checksum of its next request tells."""
+        if _lacks_something(reply):
             self._held_version.pop(client_id, None)
-        else:
+        elif not reply.has_error():
             self._held_version[client_id] = version
 
     def _record(

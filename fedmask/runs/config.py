@@ -538,6 +538,7 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _model_options(values)
     yield from _client_counts(values)
     yield from _baselines(values)
+    yield from _codecs(values)
     if values.get("runtime") == "ray" and values.get("workers", 1) > 1:
         yield f"workers={values['workers']}: for runtime=local; ray.client_cpus= says how many work at once on Ray"
     if "clients" in values and values.get("workers", 1) > values["clients"]:
@@ -552,6 +553,23 @@ def _baselines(values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"clients_per_round={values['clients_per_round']}: central pools the data of all clients in every round; "
             "leave one of the two out"
+        )
+
+
+def _codecs(values: Mapping[str, Any]) -> Iterator[str]:
+    if not {"codec.up", "codec.rotate", "codec.error_feedback"} <= values.keys():
+        return
+    up, combine, max_norm = values["codec.up"], values.get("server.combine"), values.get("server.max_norm")
+    if up.startswith("topk") and combine in ("median", "trimmed_mean"):
+        yield (
+            f"server.combine={combine}: clients of codec.up={up} each send other entries, of which the middle one is "
+            "zero; take server.combine=mean or another codec.up"
+        )
+    codec = CodecConfig(up, up, values["codec.rotate"], values["codec.error_feedback"])
+    if max_norm is not None and codec.keeps_residuals:
+        yield (
+            f"server.max_norm={max_norm:g}: a client whose update is rejected sends what it left out, and more, the "
+            "next time, and is rejected again; take server.clip_norm, or codec.error_feedback=false"
         )
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 
 from fedmask.runs.study import Finished, Study
 
-MAX_LINES = 8
+MAX_LINES = 16
 """Rows drawn in a panel: the first of the study's that send something."""
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E", "#000000"]  # Okabe and Ito
 _MARKERS = "osD^vP*X"
@@ -23,7 +23,7 @@ _LEVELS = {"frozen": ":", "alone": "--", "central": "-."}
 
 def score_against_bytes(study: Study, results: Mapping[tuple[str, str], Sequence[Finished]]) -> str:
     """Lines of the rows that run in every setting, and the study's baselines as levels."""
-    lines = [row for row in study.rows.values() if row.tuning is not None and row.name not in _LEVELS][:MAX_LINES]
+    lines = [row for row in study.rows.values() if (row.tuning or row.against) and row.name not in _LEVELS][:MAX_LINES]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": study.name, "font.size": 9, "axes.axisbelow": True}):
         figure = Figure(figsize=(10, 7), layout="constrained", facecolor="white")
         panels = figure.subplots(-(-len(study.settings) // 2), 2, squeeze=False).flatten()
@@ -57,7 +57,9 @@ def _draw_line(axes: Axes, title: str, number: int, found: Sequence[Finished]) -
     by_round = list(zip(*(entry.validation for entry in found), strict=True))
     scores = [statistics.mean(score for _, score, _ in seeds) for seeds in by_round]
     sent = [statistics.mean(total for _, _, total in seeds) for seeds in by_round]
-    axes.plot(sent, scores, marker=_MARKERS[number], color=_COLOURS[number], label=title, linewidth=1.5, markersize=5)
+    again, place = divmod(number, len(_COLOURS))  # beyond the eighth, colours and markers come again on broken lines
+    style = f"{_MARKERS[place]}{'--' if again else '-'}"
+    axes.plot(sent, scores, style, color=_COLOURS[place], label=title, linewidth=1.5, markersize=5)
 
 
 def _svg(figure: Figure) -> str:

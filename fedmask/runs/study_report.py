@@ -26,6 +26,13 @@ from fedmask.runs.study import (
     tuning_results,
 )
 
+HOW_IT_IS_JUDGED = (
+    "Payload: bytes of all vectors, both ways, a client and round. Points lost: mean over the seeds of the differences,"
+    " seed against seed, ± its standard error. Met, over three seeds or more: both limits, the loss less one standard"
+    " error."
+)
+SEEDS_TO_JUDGE = 3
+
 Results = Mapping[tuple[str, str], Sequence[Finished]]
 """Final cells, one a seed, by (row, setting)."""
 
@@ -67,7 +74,7 @@ def _front(study: Study, num_seeds: int, results: Results, finished: Mapping[str
     yield ""
     if any(row.against for row in study.rows.values()):
         yield from comparison_table(study, results)
-        yield ""
+        yield from ("", HOW_IT_IS_JUDGED, "")
     yield f"![score against bytes](docs/studies/{study.name}.svg)"
     yield ""
     yield _made_by(study, num_seeds, finished)
@@ -84,6 +91,7 @@ def _page(study: Study, num_seeds: int, results: Results, finished: Mapping[str,
     if any(row.against for row in study.rows.values()):
         yield from ("", "## Fewer bytes, and what they cost", "")
         yield from comparison_table(study, results)
+        yield from ("", HOW_IT_IS_JUDGED)
     yield from ("", "## The same on each client's own label mix", "")
     yield from own_mix_table(study, results)
     yield from ("", "## Bytes a client and round", "")
@@ -135,8 +143,7 @@ def score_table(study: Study, results: Results) -> Iterator[str]:
 def comparison_table(study: Study, results: Results) -> Iterator[str]:
     """Rows that are held against another: their payload beside its, and the score that was lost, seed against seed.
 
-    The loss is the mean of the seeds' differences, ± its standard error; a limit is met where the loss minus one
-    standard error is within it. A row with one seed has no standard error, and shows no more than its difference.
+    How it is judged stands below it.
     """
     yield from _head(["", "against", "payload", "at most", "points lost", "at most", "met"])
     for row in study.rows.values():
@@ -164,8 +171,10 @@ def _compared(study: Study, row: Row, pairs: Sequence[tuple[Finished, Finished]]
     yield "" if most_payload is None else f"{most_payload:.1%}"
     yield f"{statistics.mean(lost):+.2f}" + ("" if error is None else f" ± {error:.2f}")
     yield "" if most_points is None else f"{most_points:g}"
-    is_judged = most_payload is not None and most_points is not None and error is not None
-    yield _met(share <= most_payload and statistics.mean(lost) - error <= most_points) if is_judged else ""  # type: ignore[operator]
+    if most_payload is None or most_points is None or error is None or len(lost) < SEEDS_TO_JUDGE:
+        yield ""
+    else:
+        yield _met(share <= most_payload and statistics.mean(lost) - error <= most_points)
 
 
 def _met(is_met: bool) -> str:

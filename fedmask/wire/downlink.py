@@ -1,6 +1,7 @@
 """The way down: the server's vectors -> what clients hold, version by version; and the same vectors at a client.
 
-A lossless codec sends the vectors themselves. Any other sends what changed since the version that a client holds:
+A lossless codec sends the vectors themselves, where all of them travels. Else what changed since the version that a
+client holds is sent:
     change(v) = codec(server(v) - held(v - 1))       held(v) = held(v - 1) + change(v)       held(0) = 0
 so what the codec could not send stays in the difference and travels later: error feedback, whose state is `held`. With
 codec.rotate=r a change is of the round's part alone. Server and clients add the same float32 numbers and hold the same
@@ -41,7 +42,7 @@ class Broadcast:
     held: Mapping[Key, Values] = field(default_factory=dict)
     """float32 (k,); zeros where a vector is not in it."""
     changes: tuple[Mapping[Key, bytes], ...] = ()
-    """The codec's bytes of the last versions' changes, the newest last; none where the codec is lossless."""
+    """The codec's bytes of the last versions' changes, the newest last; none where whole vectors are sent."""
 
 
 class Downlink:
@@ -50,6 +51,7 @@ class Downlink:
     def __init__(self, config: CodecConfig, seed: int, start: Broadcast | None = None) -> None:
         """seed: the run's. start: of a run that is resumed."""
         self._codec = codec(config.down)
+        self._sends_whole = self._codec.is_lossless and config.rotate == 1
         self._rotate = config.rotate
         self._seed = seed
         self.broadcast = start or Broadcast()
@@ -61,7 +63,7 @@ class Downlink:
         """Take the server's vectors of the next version; one that has never moved need not be among them."""
         self._whole.clear()
         self._sums.clear()
-        if self._codec.is_lossless:
+        if self._sends_whole:
             self.broadcast = Broadcast(version, dict(vectors))
             return
         bodies, held = dict[Key, bytes](), dict[Key, Values]()
@@ -100,7 +102,7 @@ class Downlink:
     def payload(self, expected: Expected, held_version: int | None) -> bytes:
         """What brings a client from a version, None for none at all, to this one; empty where it holds this one."""
         behind = None if held_version is None else self.broadcast.version - held_version
-        if behind == 0:
+        if behind == 0 or self.broadcast.version == 0:
             return b""
         if behind is None or not 0 < behind <= len(self.broadcast.changes):
             return b"".join(map(self._whole_frame, expected))

@@ -22,6 +22,8 @@ MAX_NAME_BYTES = 32
 WHOLE = 0
 """`steps` of a frame that holds a vector itself."""
 MAX_STEPS = 255
+MAX_FRAMES = 4 * MAX_STEPS
+"""In a payload: more than the changes of a few vectors."""
 
 COMBINE_NUMBERS = {"mean": 0}
 """Rules by which vectors of one name and layout are combined, and their numbers on the wire; never reused."""
@@ -87,15 +89,17 @@ def frames(payload: bytes) -> list[Frame]:
 
     Raises RejectedMessage for a payload that is not a run of frames, each name with the same steps at most once.
     """
-    found: list[Frame] = []
+    found: dict[tuple[str, int], Frame] = {}
     position = 0
     while position < len(payload):
-        found.append(_frame_at(payload, position))
-        position += found[-1].num_bytes
-    twice = [key for key, number in Counter((each.name, each.steps) for each in found).items() if number > 1]
-    if twice:
-        raise RejectedMessage("undecodable", f"vector {twice[0][0]!r} stands twice in the payload")
-    return found
+        each = _frame_at(payload, position)
+        if (each.name, each.steps) in found:
+            raise RejectedMessage("undecodable", f"vector {each.name!r} stands twice in the payload")
+        if len(found) == MAX_FRAMES:  # each costs more memory than its bytes
+            raise RejectedMessage("undecodable", f"the payload has more than {MAX_FRAMES} frames")
+        found[each.name, each.steps] = each
+        position += each.num_bytes
+    return list(found.values())
 
 
 def frame_sizes(payload: bytes) -> Counter[str]:

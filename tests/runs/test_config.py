@@ -506,6 +506,20 @@ def test_workers_are_of_one_machine_and_share_its_threads() -> None:
         build(changed(workers=3, clients=2))
 
 
+def test_codecs_that_contradict_what_the_server_does_with_updates() -> None:
+    (fault,) = faults_of(changed(codec__up="topk:0.1", server__combine="median"))
+    assert fault.startswith("server.combine=median: clients of codec.up=topk:0.1 each send other entries")
+    (fault,) = faults_of(changed(codec__up="sign", server__max_norm=2.0))
+    assert fault.startswith("server.max_norm=2: a client whose update is rejected sends what it left out")
+    for fine in (
+        changed(codec__up="sign", server__combine="median"),
+        changed(codec__up="sign", server__max_norm=2.0, codec__error_feedback=False),
+        changed(codec__up="fp32", server__max_norm=2.0),
+        changed(codec__up="topk:0.1", server__clip_norm=2.0),
+    ):
+        build(fine)
+
+
 def test_baselines_that_contradict_the_run() -> None:
     from server.compose import compose
 

@@ -57,8 +57,23 @@ def test_a_client_that_follows_holds_what_the_server_says_it_holds(down: str, ro
         assert server.payload(EXPECTED, version) == b""
 
 
+@pytest.mark.parametrize("held_version", [None, 0])
+def test_zeros_are_never_sent(held_version: int | None) -> None:
+    server = Downlink(config("sign"), SEED)
+    assert server.payload(EXPECTED, held_version) == b""
+    assert is_held(taken(server, Received(config("sign"), SEED), held_version), server)
+
+
+def test_a_part_travels_down_as_well_where_the_codec_is_lossless() -> None:
+    server, client = Downlink(config("fp32", 4), SEED), Received(config("fp32", 4), SEED)
+    for version in steps(server, 5):
+        payload = server.payload(EXPECTED, version - 1)
+        assert [len(each.body) for each in frames(payload) if each.name == "delta"] == [8 + 4 * 175]
+        assert is_held(taken(server, client, version - 1), server)
+
+
 def test_a_lossless_codec_holds_the_servers_own_bits() -> None:
-    server = Downlink(config("fp32+entropy", 3), SEED)
+    server = Downlink(config("fp32+entropy"), SEED)
     vectors = {DELTA[:2]: np.random.default_rng(0).standard_normal(700, dtype=np.float32)}
     server.advance(1, vectors)
     assert server.held(*DELTA) is vectors[DELTA[:2]]

@@ -198,6 +198,16 @@ def test_where_a_cut_payload_ends_is_told() -> None:
     )
 
 
+def test_what_many_empty_frames_cost_is_bounded() -> None:
+    payload = b"".join(frame(f"v{number}", LAYOUT, b"") for number in range(50_000))
+    tracemalloc.start()
+    found = rejection(payload)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.cause, str(found)) == ("undecodable", "the payload has more than 1020 frames")
+    assert peak_bytes < 1_000_000
+
+
 @settings(max_examples=300)
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=80).map(lambda tail: b"\x02\x00\x05\x00" + tail)))
 def test_random_bytes_are_rejected_with_a_known_cause(payload: bytes) -> None:

@@ -10,6 +10,7 @@ VALUE_CODECS: dict[str, ValueCodec] = {each.name: each for each in (FP32, FP16, 
 
 VALUE_CODECS_BY_NUMBER: dict[int, ValueCodec] = {each.number: each for each in VALUE_CODECS.values()}
 """By number, as written on the wire."""
+assert len(VALUE_CODECS_BY_NUMBER) == len(VALUE_CODECS), "two codecs have one number"
 
 TOPK = 255
 """The number of top-k on the wire, which is no codec of values: it says which travel."""
