@@ -183,10 +183,7 @@ def measure(request: Request) -> None:
     from fedmask.runs.console import console
 
     config = _config(request)
-    try:  # what is wrong with the data is told before a model is loaded
-        population(config.data, config.clients, config.seed)
-    except FedmaskError as error:
-        raise FedmaskError(f"steps={request.steps}, batches of {config.client.batch_size}: {error}") from error
+    population(config.data, config.clients, config.seed)  # what is wrong with the data is told before a model is loaded
     console.print(f"training {request.steps} steps on client 0 of {config.clients}", markup=False)
     with tempfile.TemporaryDirectory() as folder:
         exchanged = exchange(config, _adapter(request.run), Path(folder))
