@@ -21,6 +21,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.held import keep_held
 from client.process import RunInProcess, run_in_process
 from client.state import ClientState, Kept, LostStateError
 from fedmask.errors import FedmaskError, MaskMismatchError
@@ -231,9 +232,13 @@ def _receive(client: Client, message: Message, asked: Facts) -> dict[str, NDArra
     if not (expected := _expected(client)):
         return {}
     version, checksum = whole_number(asked, "version"), whole_number(asked, "sum")
-    vectors = client.run.received.take(payload_of(message.content), expected, version, checksum)
+    payload = payload_of(message.content)
+    vectors = client.run.received.take(payload, expected, version, checksum)
     if vectors is None:
         raise MissingError("vectors")
+    if client.own is not None and payload:
+        run_id = client.run.settings.run_id
+        keep_held(client.own.states / run_id, run_id, client.run.received)
     return vectors
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.held import take_up_held
 from fedmask.errors import FedmaskError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel, load_base
@@ -173,7 +174,10 @@ def _run_in_process(setup_bytes: bytes, own: ClientFile | None) -> RunInProcess:
         return texts_for(as_here(settings), own)
 
     setup = Setup.from_bytes(setup_bytes, lambda settings: texts(settings).base.num_parameters)
-    return RunInProcess(dataclasses.replace(setup, settings=as_here(setup.settings)), texts(setup.settings))
+    run = RunInProcess(dataclasses.replace(setup, settings=as_here(setup.settings)), texts(setup.settings))
+    if own is not None:
+        take_up_held(own.states / run.settings.run_id, run.settings.run_id, run.received)
+    return run
 
 
 def texts_for(settings: Settings, own: ClientFile | None = None) -> Texts:

@@ -22,12 +22,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (1, 2)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy.arguments import read_arguments, told_in_one_line
 from fedmask.errors import FedmaskError
 
 VALID = timedelta(days=365)
+OWN_HOSTS = ("localhost", "127.0.0.1")
 AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY = "authority.crt", "server.crt", "server.key"
 CLIENT_KEY, CLIENT_PUBLIC_KEY = "client.key", "client.pub"
 
@@ -37,7 +39,9 @@ def main(arguments: list[str]) -> None:
         case ["server", *rest]:
             given = read_arguments(rest, ("folder", "hosts"), required=("folder", "hosts"))
             make_server_certificate(Path(given["folder"]), given["hosts"].split(","))
-            print(f"{given['folder']}: {SERVER_CERTIFICATE} and {SERVER_KEY} stay here; give {AUTHORITY} to all clients")
+            print(
+                f"{given['folder']}: {SERVER_CERTIFICATE} and {SERVER_KEY} stay here; give {AUTHORITY} to all clients"
+            )
         case ["client", *rest]:
             given = read_arguments(rest, ("folder",), required=("folder",))
             make_client_key(Path(given["folder"]))
@@ -47,12 +51,13 @@ def main(arguments: list[str]) -> None:
 
 
 def make_server_certificate(folder: Path, hosts: Sequence[str]) -> None:
-    """hosts: DNS names and IP addresses under which clients reach the server; the certificate holds for a year.
+    """hosts: DNS names and IP addresses under which clients reach the server; it holds for this machine's own as well.
 
     Raises FedmaskError where one of the files is there already.
     """
     authority_key, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     issuer, subject = _name("fedmask authority"), _name("fedmask server")
+    names = [_general_name(host) for host in dict.fromkeys([*hosts, *OWN_HOSTS])]
     authority = (
         _certificate(issuer, issuer, authority_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -61,7 +66,7 @@ def make_server_certificate(folder: Path, hosts: Sequence[str]) -> None:
     )
     certificate = (
         _certificate(issuer, subject, key.public_key())
-        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (1, 2)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy import flower
 from deploy.arguments import told_in_one_line
@@ -32,7 +33,9 @@ def main(arguments: list[str]) -> None:
     # What `flwr run` says of itself is not what became of the run.
     listed = subprocess.run(flower.runs(), env=environment, capture_output=True, text=True, check=False)
     if (status := newest_status(listed.stdout)) != COMPLETED:
-        raise FedmaskError(f"the run did not come to its end: {status}; a run folder with rounds is taken up by resume=")
+        raise FedmaskError(
+            f"the run did not come to its end: {status}; a run folder with rounds is taken up by resume="
+        )
 
 
 def newest_status(listed: str) -> str:
