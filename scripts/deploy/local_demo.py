@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import yaml  # type: ignore[import-untyped]
 
-from deploy import flower, submit
+from deploy import flower
 from deploy.arguments import told_in_one_line
 from deploy.make_keys import AUTHORITY, CLIENT_KEY, CLIENT_PUBLIC_KEY, make_client_key, make_server_certificate
 from fedmask.errors import FedmaskError
