@@ -2,8 +2,8 @@
 
     python scripts/deploy/local_demo.py output=DIR [rounds=3] [key=value ...]
 
-It makes keys, starts the server and the clients, registers them, submits a run, and ends every process that it
-started. DIR holds what a run leaves (adapter.safetensors, communication.jsonl, report.html, ...), and DIR/deployment
+It makes keys, starts the server, its gate and the clients, registers them, submits a run, and ends every process that
+it started. DIR holds what a run leaves (adapter.safetensors, communication.jsonl, report.html, ...), and DIR/deployment
 what server and clients keep, with their logs. Other keys are those of simulate.py. Needs Linux's /proc.
 """
 
@@ -13,9 +13,10 @@ import ssl
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +56,9 @@ class Site:
 
     folder: Path
     port: int
+    """Of the server, for what its operator does."""
+    gate_port: int
+    """Of the server's gate, for clients."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -65,13 +69,17 @@ class Site:
     def keys(self) -> Path:
         return self.folder / "keys"
 
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
     def client(self, client_id: int) -> Path:
         return self.folder / f"client-{client_id:05d}"
 
     def start(self, name: str, script: str, *arguments: str) -> None:
         """A script of this folder, as a process whose output goes into a log of its name."""
-        log = self.folder / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log = self.logs / f"{name}.log"
+        self.logs.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             command = [sys.executable, str(SCRIPTS / script), *arguments]
             self.processes[name] = subprocess.Popen(command, cwd=self.folder, stdout=file, stderr=file)
@@ -79,12 +87,21 @@ class Site:
     def start_server(self) -> None:
         """Returns once it answers. Raises FedmaskError where it ends, or never does."""
         self.start("server", "start_server.py", f"folder={self.server}", f"keys={self.keys}", f"port={self.port}")
+        self._await_answer(self.port)
+
+    def start_gate(self) -> None:
+        """As start_server."""
+        ports = [f"port={self.gate_port}", f"server_port={self.port}"]
+        self.start("gate", "open_gate.py", f"keys={self.keys}", f"host={flower.LOOPBACK}", *ports)
+        self._await_answer(self.gate_port)
+
+    def _await_answer(self, port: int) -> None:
         context = ssl.create_default_context(cafile=str(self.keys / AUTHORITY))
         deadline = time.monotonic() + START_SECONDS
-        while not _answers(f"https://{flower.LOOPBACK}:{self.port}/health", context):
+        while not _answers(f"https://{flower.LOOPBACK}:{port}/health", context):
             self.check_alive()
             if time.monotonic() > deadline:
-                raise FedmaskError(f"the server has not answered for {START_SECONDS:.0f} s; see {self.folder / 'logs'}")
+                raise FedmaskError(f"port {port} has not answered for {START_SECONDS:.0f} s; see {self.logs}")
             time.sleep(0.2)
 
     def start_client(self, client_id: int) -> None:
@@ -103,13 +120,22 @@ class Site:
             self.check_alive()
             time.sleep(0.2)
         if self.processes.pop("run").returncode != 0:
-            raise FedmaskError(f"the run failed; see above, and {self.folder / 'logs'}")
+            raise FedmaskError(f"the run failed; see above, and {self.logs}")
 
     def check_alive(self) -> None:
         for name, process in self.processes.items():
             if name != "run" and process.poll() is not None:
-                log = self.folder / "logs" / f"{name}.log"
+                log = self.logs / f"{name}.log"
                 raise FedmaskError(f"{name} has ended with code {process.returncode}; see {log}")
+
+    def kill(self, name: str, folder: Path) -> None:
+        """End a process, and all that it started, at once. folder: where its Flower files lie."""
+        process = self.processes.pop(name)
+        process.kill()
+        for number in processes_of(folder):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.wait()
 
     def end(self) -> None:
         """No process that was started here, or by those, goes on."""
@@ -121,24 +147,27 @@ class Site:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for number in self.left():
-            os.kill(number, signal.SIGKILL)
+        for number in processes_of(self.folder):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
 
-    def left(self) -> list[int]:
-        """Processes of any kind whose Flower files lie in this folder."""
-        return [number for number, home in _flower_homes() if Path(home).is_relative_to(self.folder)]
+
+def processes_of(folder: Path) -> list[int]:
+    """The ids of all processes whose Flower files lie in this folder."""
+    return [number for number, home in _flower_homes() if Path(home).is_relative_to(folder)]
 
 
 @contextmanager
 def deployment(folder: Path, tasks: Sequence[str]) -> Iterator[Site]:
     """A server and one client a task, registered and running; all of it ends with the block."""
-    site = Site(folder.resolve(), flower.free_port())
+    site = Site(folder.resolve(), flower.free_port(), flower.free_port())
     make_server_certificate(site.keys, [])
     for client_id, task in enumerate(tasks):
         make_client_key(site.client(client_id))
-        write_client_file(site, client_id, {"source": "demo", "root": None, "task": task})
+        write_client_file(site, client_id, {"source": "demo", "root": None, "task": task}, site.gate_port)
     try:
         site.start_server()
+        site.start_gate()
         for client_id in range(len(tasks)):
             site.register(client_id)
             site.start_client(client_id)
@@ -147,11 +176,11 @@ def deployment(folder: Path, tasks: Sequence[str]) -> Iterator[Site]:
         site.end()
 
 
-def write_client_file(site: Site, client_id: int, data: dict[str, str | None]) -> None:
-    """client.yaml in the client's folder. data: source, root and task."""
+def write_client_file(site: Site, client_id: int, data: dict[str, str | None], port: int) -> None:
+    """client.yaml in the client's folder. data: source, root and task. port: where it reaches the server."""
     own = {
         "client_id": client_id,
-        "superlink": f"{flower.LOOPBACK}:{site.port}",
+        "superlink": f"{flower.LOOPBACK}:{port}",
         "authority": str(site.keys / AUTHORITY),
         "key": CLIENT_KEY,
         "folder": "state",
@@ -167,6 +196,8 @@ def write_client_file(site: Site, client_id: int, data: dict[str, str | None]) -
 def _answers(url: str, context: ssl.SSLContext) -> bool:
     try:
         urllib.request.urlopen(url, timeout=2, context=context).close()
+    except urllib.error.HTTPError:
+        return True  # the gate: there is nothing at that path
     except OSError:
         return False
     return True
