@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> None:
     if output.exists():
         raise FedmaskError(f"output={output}: is there already; name a new folder")
     overrides = [f"clients={len(TASKS)}", "threads=1", "rounds=3", *arguments]
-    with deployment(output / "deployment", TASKS) as site:
+    site = Site(output / "deployment")
+    with running(site, TASKS, site.gate_port):
         site.submit(overrides)
     print(f"run folder: {output}")
 
@@ -55,9 +56,10 @@ class Site:
     """Processes of a deployment on this machine, and their folder."""
 
     folder: Path
-    port: int
+    """Absolute."""
+    port: int = field(default_factory=flower.free_port)
     """Of the server, for what its operator does."""
-    gate_port: int
+    gate_port: int = field(default_factory=flower.free_port)
     """Of the server's gate, for clients."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -132,10 +134,8 @@ class Site:
         """End a process, and all that it started, at once. folder: where its Flower files lie."""
         process = self.processes.pop(name)
         process.kill()
-        for number in processes_of(folder):
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
         process.wait()
+        end_processes_of(folder)
 
     def end(self) -> None:
         """No process that was started here, or by those, goes on."""
@@ -147,9 +147,16 @@ class Site:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for number in processes_of(self.folder):
+        end_processes_of(self.folder)
+
+
+def end_processes_of(folder: Path) -> None:
+    """Returns once there is none: one may be starting another when it is killed."""
+    while numbers := processes_of(folder):
+        for number in numbers:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -158,33 +165,35 @@ def processes_of(folder: Path) -> list[int]:
 
 
 @contextmanager
-def deployment(folder: Path, tasks: Sequence[str]) -> Iterator[Site]:
-    """A server and one client a task, registered and running; all of it ends with the block."""
-    site = Site(folder.resolve(), flower.free_port(), flower.free_port())
+def running(site: Site, tasks: Sequence[str], port: int) -> Iterator[None]:
+    """A server and one client a demo task, registered and running; all of it ends with the block.
+
+    port: where clients reach the server.
+    """
     make_server_certificate(site.keys, [])
     for client_id, task in enumerate(tasks):
         make_client_key(site.client(client_id))
-        write_client_file(site, client_id, {"source": "demo", "root": None, "task": task}, site.gate_port)
+        write_client_file(site, client_id, task, port)
     try:
         site.start_server()
         site.start_gate()
         for client_id in range(len(tasks)):
             site.register(client_id)
             site.start_client(client_id)
-        yield site
+        yield
     finally:
         site.end()
 
 
-def write_client_file(site: Site, client_id: int, data: dict[str, str | None], port: int) -> None:
-    """client.yaml in the client's folder. data: source, root and task. port: where it reaches the server."""
+def write_client_file(site: Site, client_id: int, task: str, port: int) -> None:
+    """client.yaml in the client's folder."""
     own = {
         "client_id": client_id,
         "superlink": f"{flower.LOOPBACK}:{port}",
         "authority": str(site.keys / AUTHORITY),
         "key": CLIENT_KEY,
         "folder": "state",
-        "data": data,
+        "data": {"source": "demo", "root": None, "task": task},
         "device": "cpu",
         "threads": None,
         "model_path": None,
