@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> None:
     if output.exists():
         raise FedmaskError(f"output={output}: is there already; name a new folder")
     overrides = [f"clients={len(TASKS)}", "threads=1", "rounds=3", *arguments]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that its processes end with it
     site = Site(output / "deployment")
     with running(site, TASKS, site.gate_port):
         site.submit(overrides)

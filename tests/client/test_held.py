@@ -98,7 +98,7 @@ def test_a_file_of_another_run_counts_as_nothing_held(tmp_path: Path, told: Sett
 def test_a_simulation_writes_no_such_file(federation: Federate, mask: Mask, tmp_path: Path) -> None:
     talk = federation()
     talk.tell(0)
-    talk.ask("evaluate", 0, ones(mask), version=4, split="test")
+    assert "counts" in facts_of(talk.ask("evaluate", 0, ones(mask), version=4, split="test").content)
     assert not list(tmp_path.rglob("held.safetensors"))
 
 

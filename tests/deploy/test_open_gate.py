@@ -89,6 +89,10 @@ def test_a_clients_call_passes_with_its_headers_and_so_does_the_answer(ask: Ask)
         "/v1/fleet/%2e%2e/control/start-run",
         "/v1/fleet/pull-messages/x",
         "/v1/fleet/..",
+        "/v1/fleet/%2e%2e",
+        "/v1/fleet/pull-messages%3Fx=1",
+        "/v1/fleet/pull-messages%23x",
+        "/v1/fleet/Pull_Messages",
         "//v1/control/start-run",
     ],
 )
