@@ -6,8 +6,8 @@ brings the global delta to a client that held it before its process ended. What 
 reply names what is missing, and the server sends it again in the same round. What never travels is the client's state:
 each message names the round whose state it is about.
 
-A node that names a file of its client's own (`client-file`) is a deployed one: what that file says stands in the place of
-what the server says. Elsewhere all is the run's.
+A node that names a file of its client's own (`client-file`) is a deployed one: what that file says stands in
+the place of what the server says. Elsewhere all is the run's.
 """
 
 import os
