@@ -18,13 +18,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
 from fedmask.runs.config import KEYS, Allowed, ConfigError, not_allowed
-from fedmask.wire.setup import Settings
+
+if TYPE_CHECKING:
+    from fedmask.wire.setup import Settings  # torch: whoever starts a client's processes needs none of it
 
 OWN = "own"
 """The data source of a run whose clients have their data by their own files."""
@@ -78,7 +80,7 @@ class ClientFile:
         """Holds what can be made again."""
         return Path(self.folder) / "cache"
 
-    def applied_to(self, settings: Settings) -> Settings:
+    def applied_to(self, settings: "Settings") -> "Settings":
         """A server's settings with this client's own in their place.
 
         Raises FedmaskError where the server asks for what this client does not do.
@@ -103,7 +105,7 @@ class ClientFile:
             threads=self.threads or settings.threads,
         )
 
-    def check_round(self, settings: Settings, num_examples: int, server_round: int) -> None:
+    def check_round(self, settings: "Settings", num_examples: int, server_round: int) -> None:
         """Raises FedmaskError for a round beyond the last, or with more steps than this client makes."""
         if server_round > self.limits.rounds:
             raise self._beyond("round", server_round, "rounds")

@@ -1,6 +1,8 @@
 """deploy.submit, deploy.flower, deploy.arguments: what a person gives, and what Flower's programs are told."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from deploy.arguments import port_number, read_arguments, told_in_one_line
 from deploy.start_server import main as start_server
 from deploy.submit import main, newest_status, overrides
 from fedmask.errors import FedmaskError
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 def test_a_new_run_has_the_clients_own_data_and_its_folder_in_full(
@@ -84,3 +88,10 @@ def test_faults_are_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None
     assert told_in_one_line(fails, [], "usage") == 2
     assert told_in_one_line(fails, ["--help"], "usage") == 0
     assert capsys.readouterr() == ("usage\n", "what to do\n")
+
+
+@pytest.mark.parametrize("script", ["start_client", "start_server", "open_gate", "submit", "register_client"])
+def test_what_stays_running_beside_flower_loads_no_model_library(script: str) -> None:
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); import deploy.{script}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(SCRIPTS)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
