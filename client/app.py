@@ -5,6 +5,9 @@ global) back; `evaluate` brings the global delta, unless the client holds it, an
 brings the global delta to a client that held it before its process ended. What a client does not hold it asks for: its
 reply names what is missing, and the server sends it again in the same round. What never travels is the client's state:
 each message names the round whose state it is about.
+
+A node that names a file of its client's own (`client-file`) is a deployed one: what that file says stands in
+the place of what the server says. Elsewhere all is the run's.
 """
 
 import os
@@ -21,11 +24,13 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.held import keep_held
 from client.process import RunInProcess, run_in_process
 from client.state import ClientState, Kept, LostStateError
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.files import home
 from fedmask.randomness import seed_for
+from fedmask.runs.client_file import ClientFile, read_client_file
 from fedmask.tasks.partition import ClientData
 from fedmask.training.evaluation import count
 from fedmask.training.head import HeadLayout
@@ -41,6 +46,10 @@ SETUP = "setup"
 
 STATE_FOLDER = "FEDMASK_STATE_FOLDER"
 """The variable of a client's process that names the folder of what stays with its clients; by default one at home."""
+
+
+CLIENT_FILE = "client-file"
+"""The key of a node's configuration that names its client's own file: its absence means a simulation."""
 
 
 def _telling_the_cause(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -62,6 +71,8 @@ class Client:
     data: ClientData
     layout: HeadLayout
     state: ClientState
+    own: ClientFile | None
+    """What a deployed client says for itself; None in a simulation, where all is the run's."""
 
     @property
     def shares_head(self) -> bool:
@@ -72,16 +83,14 @@ class Client:
 def receive_mask(message: Message, context: Context) -> Message:
     """Take the mask and settings in; prove by its digest that the mask is the server's."""
     setup_bytes = payload_of(message.content)
+    own = _own_file(context)
     try:
-        run = run_in_process(setup_bytes)
+        run = run_in_process(setup_bytes, own)
     except MaskMismatchError as error:
-        refusal: dict[str, int | str] = {
-            "client-id": int(context.node_config["partition-id"]),
-            "mask-mismatch": str(error),
-        }
+        refusal: dict[str, int | str] = {"client-id": _client_id(context, own), "mask-mismatch": str(error)}
         return Message(pack(facts=refusal), reply_to=message)
     context.state[SETUP] = _setup_record(setup_bytes)
-    client = _client(run, context)
+    client = _client(run, context, own)
     facts: dict[str, int | float | str | bool] = {
         "client-id": client.data.client_id,
         "task": client.data.task.name,
@@ -123,6 +132,8 @@ def train(message: Message, context: Context) -> Message:
     client = _open(context)
     asked = facts_of(message.content)
     server_round, told = whole_number(asked, "round"), dict[str, Fact]()
+    if client.own is not None:
+        client.own.check_round(client.run.settings, client.data.num_examples, server_round)
     received = _receive(client, message, asked)
     try:
         kept = _own_state(client, asked)
@@ -183,19 +194,33 @@ def _open(context: Context) -> Client:
         raise MissingError("mask")
     setup_bytes = context.state.config_records[SETUP]["bytes"]
     assert isinstance(setup_bytes, bytes)
-    return _client(run_in_process(setup_bytes), context)
+    own = _own_file(context)
+    return _client(run_in_process(setup_bytes, own), context, own)
 
 
-def _client(run: RunInProcess, context: Context) -> Client:
-    client_id = int(context.node_config["partition-id"])
+def _own_file(context: Context) -> ClientFile | None:
+    """Raises FedmaskError where the file that the node names is not what it should be."""
+    named = context.node_config.get(CLIENT_FILE)
+    return None if named is None else read_client_file(Path(str(named)))
+
+
+def _client_id(context: Context, own: ClientFile | None) -> int:
+    return int(context.node_config["partition-id"]) if own is None else own.client_id
+
+
+def _client(run: RunInProcess, context: Context, own: ClientFile | None) -> Client:
+    client_id = _client_id(context, own)
     data = run.texts.client(client_id)
     layout = HeadLayout.of(data.task, run.texts.base.hidden_size)
-    folder, run_id = _state_folder(context, run.settings.run_id), run.settings.run_id
-    return Client(run, data, layout, ClientState(folder, run_id, client_id))
+    folder, run_id = _state_folder(context, own, run.settings.run_id), run.settings.run_id
+    return Client(run, data, layout, ClientState(folder, run_id, client_id), own)
 
 
-def _state_folder(context: Context, run_id: str) -> Path:
-    """Where this process keeps the folders of its clients: a simulation's run names it, elsewhere every run has one."""
+def _state_folder(context: Context, own: ClientFile | None, run_id: str) -> Path:
+    """Where this process keeps the folders of its clients: a deployed client's file or a simulation's run names it,
+    elsewhere every run has one."""
+    if own is not None:
+        return own.states / run_id
     if "state-folder" in context.node_config:
         return Path(str(context.node_config["state-folder"]))
     kept_in = os.environ.get(STATE_FOLDER)
@@ -210,9 +235,13 @@ def _receive(client: Client, message: Message, asked: Facts) -> dict[str, NDArra
     if not (expected := _expected(client)):
         return {}
     version, checksum = whole_number(asked, "version"), whole_number(asked, "sum")
-    vectors = client.run.received.take(payload_of(message.content), expected, version, checksum)
+    payload = payload_of(message.content)
+    vectors = client.run.received.take(payload, expected, version, checksum)
     if vectors is None:
         raise MissingError("vectors")
+    if client.own is not None and payload:
+        run_id = client.run.settings.run_id
+        keep_held(client.own.states / run_id, run_id, client.run.received)
     return vectors
 
 

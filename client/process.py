@@ -6,6 +6,7 @@ shares work as well: clients with the same delta and task differ in their heads 
 
 import dataclasses
 import json
+import resource
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.held import take_up_held
 from fedmask.errors import FedmaskError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel, load_base
+from fedmask.runs.client_file import ClientFile
 from fedmask.runs.config import DataConfig
 from fedmask.tasks import load_tasks
-from fedmask.tasks.partition import ClientData, partition, pool
+from fedmask.tasks.partition import ClientData, partition, pool, sole_client
 from fedmask.tasks.task import Split, Task
 from fedmask.training.delta import SelectedEntries
 from fedmask.training.gradient import SelectedGradient
@@ -36,6 +39,7 @@ class Texts:
     def __init__(self, base: BaseModel, clients: tuple[ClientData, ...], max_length: int) -> None:
         self.base = base
         self.clients = clients
+        self._by_id = {client.client_id: client for client in clients}
         self._max_length = max_length
         self._tokens: dict[tuple[str, str], TokenizedSplit] = {}
         self._ranges: dict[int, tuple[int, int]] = _ranges(clients)
@@ -43,12 +47,12 @@ class Texts:
         self._head_starts: dict[tuple[HeadLayout, str, int], Tensor] = {}
 
     def client(self, client_id: int) -> ClientData:
-        if not 0 <= client_id < len(self.clients):
+        if client_id not in self._by_id:
             raise FedmaskError(
                 f"client {client_id} is not in this federation of {len(self.clients)} clients: give their nodes the "
                 f"partition-ids 0 to {len(self.clients) - 1} (with flwr run: num-supernodes={len(self.clients)})"
             )
-        return self.clients[client_id]
+        return self._by_id[client_id]
 
     def training(self, client_id: int) -> TokenizedSplit:
         """The client's own training examples: a part of its task's."""
@@ -117,10 +121,10 @@ def _ranges(clients: tuple[ClientData, ...]) -> dict[int, tuple[int, int]]:
 class RunInProcess:
     """One run as this process takes part in it."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, texts: Texts) -> None:
         """Raises MaskMismatchError where the recipe does not fit this process's base weights."""
         self.settings: Settings = setup.settings
-        self.texts = texts_for(setup.settings)
+        self.texts = texts
         base = self.texts.base
         if isinstance(setup.mask, MaskRecipe):
             self.mask: Mask | None = setup.mask.rebuild(base.encoder, base.digest)
@@ -148,22 +152,41 @@ class RunInProcess:
             return encode(self.texts.base.encoder, self.texts.split(task, split))
 
 
-def run_in_process(setup_bytes: bytes) -> RunInProcess:
-    """The run of this setup; the same object for every client of it in this process."""
-    run = _run_in_process(setup_bytes)
+def run_in_process(setup_bytes: bytes, own: ClientFile | None = None) -> RunInProcess:
+    """The run of this setup; the same object for every client of it in this process.
+
+    own: of the one client of a process that is deployed; what it says stands in the place of what the server says.
+    """
+    if own is not None and own.limits.memory_bytes is not None:
+        limit_memory(own.limits.memory_bytes)
+    run = _run_in_process(setup_bytes, own)
     if torch.get_num_threads() != run.settings.threads:
         torch.set_num_threads(run.settings.threads)
     return run
 
 
 @lru_cache(maxsize=2)
-def _run_in_process(setup_bytes: bytes) -> RunInProcess:
-    return RunInProcess(Setup.from_bytes(setup_bytes, lambda settings: texts_for(settings).base.num_parameters))
+def _run_in_process(setup_bytes: bytes, own: ClientFile | None) -> RunInProcess:
+    def as_here(settings: Settings) -> Settings:
+        return settings if own is None else own.applied_to(settings)
+
+    def texts(settings: Settings) -> Texts:
+        return texts_for(as_here(settings), own)
+
+    setup = Setup.from_bytes(setup_bytes, lambda settings: texts(settings).base.num_parameters)
+    run = RunInProcess(dataclasses.replace(setup, settings=as_here(setup.settings)), texts(setup.settings))
+    if own is not None:
+        take_up_held(own.states / run.settings.run_id, run.settings.run_id, run.received)
+    return run
 
 
-def texts_for(settings: Settings) -> Texts:
-    """The texts of a run's clients; shared by the runs of one process that differ in how they train only."""
-    clients = population(settings.data, settings.clients, settings.seed, pooled=settings.baseline == "central")
+def texts_for(settings: Settings, own: ClientFile | None = None) -> Texts:
+    """The texts of a run's clients, or of the one whose file it is; shared by the runs of one process that differ in
+    how they train only."""
+    if own is None:
+        clients = population(settings.data, settings.clients, settings.seed, pooled=settings.baseline == "central")
+    else:
+        clients = (own_data(own, settings.data.examples_per_client, settings.seed),)
     model = dataclasses.asdict(settings.model) | {"device": settings.device}
     return _texts(json.dumps(model, sort_keys=True), clients, settings.data.max_length)
 
@@ -183,3 +206,18 @@ def population(data: DataConfig, num_clients: int, seed: int, pooled: bool = Fal
         return pool(population(data, num_clients, seed))
     tasks = load_tasks(data.source, data.root, data.tasks)
     return partition(tasks, num_clients, data.partition, data.alpha, data.examples_per_client, seed)
+
+
+@lru_cache(maxsize=2)
+def own_data(own: ClientFile, examples: int | None, seed: int) -> ClientData:
+    """What a deployed client trains on: at most so many examples of its own task, drawn by the run's seed.
+
+    Raises FedmaskError for a task, folder or file that cannot be had.
+    """
+    (task,) = load_tasks(own.data.source, own.data.root, (own.data.task,))
+    return sole_client(own.client_id, task, examples, seed)
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Bytes of data, shared libraries and mapped files apart, beyond which this process is given no memory."""
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))

@@ -80,7 +80,7 @@ def resolved(config: RunConfig, now: datetime) -> RunConfig:
     Raises FedmaskError for a source of tasks that cannot be read.
     """
     output, tasks = config.output or default_output(config, now), config.data.tasks
-    if tasks is None:
+    if tasks is None and config.data.source != "own":
         tasks = tuple(task.name for task in load_tasks(config.data.source, config.data.root))
     return replace(config, output=output, data=replace(config.data, tasks=tasks))
 

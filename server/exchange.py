@@ -370,7 +370,8 @@ def _replies(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterabl
     if hasattr(grid, "stream"):
         streaming: _StreamingGrid = grid
         return streaming.stream(messages, timeout)
-    return grid.send_and_receive(messages, timeout=timeout)
+    # A list: Flower's own grid goes over them twice.
+    return grid.send_and_receive(list(messages), timeout=timeout)
 
 
 def _seconds_until(deadline: float) -> float:

@@ -198,6 +198,7 @@ class DataConfig:
             tsv="files",
             hub="the datasets library",
             python="fedmask.Task objects of your own",
+            own="each deployed client's, by its own file",
         ),
     ]
     root: Annotated[
@@ -527,6 +528,7 @@ _NEEDED_BY_SOURCE: Mapping[str, Collection[str]] = {
     "tsv": ("root", "tasks"),
     "hub": ("tasks",),
     "python": ("root", "tasks"),
+    "own": (),
 }
 _NEEDED_EXAMPLE = {"root": "a folder: data.root=DIR", "tasks": "a list: data.tasks=[...]"}
 
@@ -594,9 +596,13 @@ def _data_options(values: Mapping[str, Any]) -> Iterator[str]:
     for option in _NEEDED_BY_SOURCE[source]:
         if values.get(f"data.{option}", ...) is None:
             yield f"data.{option}=null: data={source} needs {_NEEDED_EXAMPLE[option]}"
-    root = values.get("data.root")
-    if source == "demo" and root is not None:
-        yield f"data.root={shown(root)}: data=demo reads no folder; leave it out, or take data=tsv|hub|python"
+    root, tasks = values.get("data.root"), values.get("data.tasks")
+    if source in ("demo", "own") and root is not None:
+        yield f"data.root={shown(root)}: data={source} reads no folder; leave it out, or take data=tsv|hub|python"
+    if source == "own" and tasks is not None:
+        yield f"data.tasks={shown(tasks)}: with data=own each client's own file says its task; leave it out"
+    if source == "own" and "central" in (values.get("baseline"), *(values.get("compare") or ())):
+        yield "data=own: central pools the data of all clients, and these do not leave their clients; leave one out"
 
 
 def _model_options(values: Mapping[str, Any]) -> Iterator[str]:

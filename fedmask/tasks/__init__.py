@@ -57,7 +57,14 @@ def _python(root: str | None, names: Sequence[str] | None) -> tuple[Task, ...]:
     return load(root, names)
 
 
-SOURCES: dict[str, Loader] = {"demo": _demo, "tsv": _tsv, "hub": _hub, "python": _python}
+def _own(root: str | None, names: Sequence[str] | None) -> tuple[Task, ...]:
+    raise FedmaskError(
+        "data=own: the data of deployed clients, each of which names them in its own file; this process has no such "
+        "file, so take data=demo|tsv|hub|python"
+    )
+
+
+SOURCES: dict[str, Loader] = {"demo": _demo, "tsv": _tsv, "hub": _hub, "python": _python, "own": _own}
 
 
 def _check_distinct(tasks: Sequence[Task]) -> None:

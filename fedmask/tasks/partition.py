@@ -93,6 +93,16 @@ def partition(
     return tuple(_client(client, tasks[client % len(tasks)], rows[client]) for client in range(num_clients))
 
 
+def sole_client(client_id: int, task: Task, examples: int | None, seed: int) -> ClientData:
+    """A client that shares its task's rows with nobody: at most `examples` of them, all where None.
+
+    They are the rows that `partition` gives the only client of this task, under iid.
+    """
+    group = _Group(task, None, np.arange(len(task.train)), [client_id])
+    wanted = None if examples is None else min(examples, len(task.train))
+    return _client(client_id, task, _draw(group, wanted, seed))
+
+
 @dataclass(frozen=True, eq=False)
 class _Group:
     """Clients that share rows: all rows of a task, or those of one domain of it."""

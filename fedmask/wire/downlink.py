@@ -131,9 +131,12 @@ class Downlink:
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
-    version: int
+class Version:
+    """One vector as a client holds it."""
+
+    number: int
     values: Values
+    """float32 (k,), not to be written to."""
     sum: int
     """Their checksum."""
 
@@ -145,7 +148,16 @@ class Received:
         """seed: the run's."""
         self._rotate = config.rotate
         self._seed = seed
-        self._held: dict[Key, _Held] = {}
+        self._held: dict[Key, Version] = {}
+
+    @property
+    def held(self) -> Mapping[Key, Version]:
+        """What `hold` gives to another process of the same client."""
+        return self._held
+
+    def hold(self, key: Key, number: int, values: Values) -> None:
+        """Hold a version, float32 (k,), that came to another process of the same client in the same run."""
+        self._held[key] = Version(number, values, zlib.crc32(values.data))
 
     def take(self, payload: bytes, expected: Expected, version: int, checksum: int) -> dict[str, Values] | None:
         """The vectors of this version by name, float32 (k,), not to be written to; None where what is held and what has
@@ -166,21 +178,21 @@ class Received:
             del self._held[name, layout_digest]
         return None
 
-    def _brought_up(self, key: Key, size: int, version: int, arrived: Mapping[int, Frame]) -> _Held:
+    def _brought_up(self, key: Key, size: int, version: int, arrived: Mapping[int, Frame]) -> Version:
         """The vector with all changes that have come and that it lacks: the checksum tells whether those are all."""
-        start = self._held.get(key) or _Held(0, zeros := np.zeros(size, np.float32), zlib.crc32(zeros.data))
-        if start.version == version and key in self._held:
+        start = self._held.get(key) or Version(0, zeros := np.zeros(size, np.float32), zlib.crc32(zeros.data))
+        if start.number == version and key in self._held:
             return start  # another client of this process was sent it
         if WHOLE in arrived:
             values = arrived[WHOLE].decode(key[1], size)
         else:
             values = start.values
-            for steps in range(min(version - start.version, MAX_STEPS), 0, -1):
+            for steps in range(min(version - start.number, MAX_STEPS), 0, -1):
                 if steps in arrived:
                     part = part_of(size, self._rotate, version - steps + 1, self._seed)
                     change = arrived[steps].decode(key[1], num_travelling(size, part))
                     values = _with_change(values, change, part)
-        return _Held(version, values, zlib.crc32(values.data))
+        return Version(version, values, zlib.crc32(values.data))
 
 
 def _with_change(before: Values, change: Values, part: NDArray[np.int64] | None) -> Values:

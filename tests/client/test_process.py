@@ -1,5 +1,7 @@
 """client.process: one base model, one mask and one tokenization for all clients of a process."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -121,3 +123,19 @@ def test_a_client_that_is_not_there(run: Any, number: int) -> None:
         f"client {number} is not in this federation of 2 clients: give their nodes the partition-ids 0 to 1 "
         "(with flwr run: num-supernodes=2)"
     )
+
+
+def test_memory_beyond_the_limit_is_refused_and_memory_below_it_is_not() -> None:
+    code = """
+import torch
+from client.process import limit_memory
+torch.zeros(100_000_000, dtype=torch.uint8)
+limit_memory(150_000_000 + next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if "VmData" in line))
+torch.zeros(100_000_000, dtype=torch.uint8)
+try:
+    torch.zeros(200_000_000, dtype=torch.uint8)
+except RuntimeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "allocate memory" in done.stdout

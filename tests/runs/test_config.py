@@ -320,6 +320,14 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
     ),
     ({"data__source": "hub"}, ["data.tasks=null: data=hub needs a list: data.tasks=[...]"]),
     (
+        {"data__source": "own", "data__root": "d", "data__tasks": ["a"], "baseline": "central"},
+        [
+            "data.root=d: data=own reads no folder; leave it out, or take data=tsv|hub|python",
+            "data.tasks=[a]: with data=own each client's own file says its task; leave it out",
+            "data=own: central pools the data of all clients, and these do not leave their clients; leave one out",
+        ],
+    ),
+    (
         {"data__source": "python", "data__tasks": ["m:t"]},
         ["data.root=null: data=python needs a folder: data.root=DIR"],
     ),

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,30 @@ def test_only_who_lacks_the_last_delta_is_sent_it_for_the_test_split(federate: C
     assert cohorts[0] != cohorts[1], "choose a seed that draws two clients"
     last = [line for line in run.ledger if line["direction"] == "down"][-2:]
     assert {line["client"]: line["payload_bytes"] > 0 for line in last} == {cohorts[0]: True, cohorts[1]: False}
+
+
+class TwiceGrid:
+    """As Flower's grid of a SuperLink: it gives no replies one by one, and goes over the messages twice."""
+
+    def __init__(self, app: Any, num_clients: int) -> None:
+        self._grid = LocalGrid(app, num_clients)
+        self.keep_client_state_in, self.get_node_ids = self._grid.keep_client_state_in, self._grid.get_node_ids
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        assert all(isinstance(message, Message) for message in messages)
+        return list(self._grid.send_and_receive(messages))
+
+
+def test_a_grid_may_go_over_the_messages_twice(federate: Callable[..., Run], plain_run: Run) -> None:
+    run = federate(grid=TwiceGrid)
+    assert run.adapter == plain_run.adapter
+    assert payloads(run) == payloads(plain_run)
+
+
+def payloads(run: Run) -> list[tuple[Any, ...]]:
+    """Whose, which and how long, in any order."""
+    keys = ("round", "client", "direction", "kind", "payload_bytes")
+    return sorted(tuple(line[key] for key in keys) for line in run.ledger)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.partition import FEWEST_EXAMPLES, ClientData, partition, pool
+from fedmask.tasks.partition import FEWEST_EXAMPLES, ClientData, partition, pool, sole_client
 from fedmask.tasks.task import Split, Task
 
 
@@ -283,3 +283,17 @@ def test_a_regression_has_no_labels_to_skew() -> None:
     ):
         partition(tasks, 2, "dirichlet")
     assert_sound(partition(tasks, 2, "natural", examples_per_client=3), tasks)
+
+
+def test_a_sole_client_has_the_rows_of_its_tasks_only_client() -> None:
+    tasks = [make("one", [30, 20]), make("other", [12, 12, 12])]
+    for client in partition(tasks, 2, "iid", examples_per_client=10, seed=3):
+        alone = sole_client(client.client_id, client.task, 10, seed=3)
+        assert alone.rows.tolist() == client.rows.tolist()
+        assert (alone.client_id, alone.digest) == (client.client_id, client.digest)
+
+
+@pytest.mark.parametrize("examples", [None, 50, 51])
+def test_a_sole_client_has_no_more_than_there_is(examples: int | None) -> None:
+    task = make("one", [30, 20])
+    assert sorted(sole_client(7, task, examples, seed=0).rows) == list(range(50))

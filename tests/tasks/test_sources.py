@@ -19,7 +19,7 @@ def test_a_source_is_one_line_in_the_registry(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(FedmaskError, match=r"^unknown data source 'csv'; choose one of demo, tsv, hub, python$"):
+    with pytest.raises(FedmaskError, match=r"^unknown data source 'csv'; choose one of demo, tsv, hub, python, own$"):
         load_tasks("csv")
     with pytest.raises(FedmaskError, match=r"^data\.tasks is empty: name at least one task$"):
         load_tasks("tsv", str(tmp_path), [])
@@ -29,6 +29,8 @@ def test_faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         FedmaskError, match=r"^data\.tasks has twice more than once: every task needs a name of its own$"
     ):
         load_tasks("mine")
+    with pytest.raises(FedmaskError, match=r"^data=own: the data of deployed clients, .* take data=demo\|tsv\|hub"):
+        load_tasks("own")
 
 
 def test_the_library_of_data_sets_is_imported_only_when_needed() -> None:

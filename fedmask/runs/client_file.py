@@ -1,0 +1,201 @@
+"""The file of one client in a deployment: what the server may not set. In: YAML. Out: `ClientFile`, or all its faults.
+
+    client_id: 0                  # by which the federation knows it, and no other client
+    superlink: host:8000          # where the server is reached
+    authority: authority.crt      # the certificate that signed the server's
+    key: client.key               # by which the server knows this client
+    folder: state                 # what stays on this client, and what can be made again
+    data: {source: tsv, root: data, task: sst2}
+    device: cpu
+    threads: null                 # CPU threads; null: as many as the run says
+    model_path: null              # folder of the base model; null: where its name leads
+    limits: {rounds: 1000, steps: 10000, batch_size: 64, memory_bytes: null}
+
+Paths are taken from the file's own folder. Whatever a server asks for beyond a limit is refused.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml  # type: ignore[import-untyped]
+
+from fedmask.errors import FedmaskError
+from fedmask.runs.config import KEYS, Allowed, ConfigError, not_allowed
+
+if TYPE_CHECKING:
+    from fedmask.wire.setup import Settings  # torch: whoever starts a client's processes needs none of it
+
+OWN = "own"
+"""The data source of a run whose clients have their data by their own files."""
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Where a client's one task comes from: arguments of `fedmask.tasks.load_tasks`."""
+
+    source: str
+    root: str | None
+    task: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a client does for a run."""
+
+    rounds: int
+    """The last round that it trains in."""
+    steps: int
+    """Of the optimizer in one round."""
+    batch_size: int
+    """Examples a step."""
+    memory_bytes: int | None
+    """Of data that its process may hold (RLIMIT_DATA); None: what the machine gives."""
+
+
+@dataclass(frozen=True)
+class ClientFile:
+    """One client's own word; paths are absolute."""
+
+    client_id: int
+    superlink: str
+    authority: str
+    key: str
+    folder: str
+    data: OwnData
+    device: str
+    threads: int | None
+    model_path: str | None
+    limits: Limits
+
+    @property
+    def states(self) -> Path:
+        """Holds one folder a run: what the client keeps from message to message."""
+        return Path(self.folder) / "runs"
+
+    @property
+    def cache(self) -> Path:
+        """Holds what can be made again."""
+        return Path(self.folder) / "cache"
+
+    def applied_to(self, settings: "Settings") -> "Settings":
+        """A server's settings with this client's own in their place.
+
+        Raises FedmaskError where the server asks for what this client does not do.
+        """
+        if settings.data.source != OWN:
+            raise FedmaskError(
+                f"client {self.client_id} has data of its own, and the run says data={settings.data.source}; "
+                f"run with data={OWN}"
+            )
+        if settings.model.path is not None:
+            raise FedmaskError(
+                f"client {self.client_id}: the run says where the base model lies, model.path; that is for the "
+                "client's own file to say, as model_path"
+            )
+        if settings.client.batch_size > self.limits.batch_size:
+            raise self._beyond("client.batch_size", settings.client.batch_size, "batch_size")
+        return replace(
+            settings,
+            model=replace(settings.model, path=self.model_path),
+            data=replace(settings.data, source=self.data.source, root=self.data.root, tasks=(self.data.task,)),
+            device=self.device,
+            threads=self.threads or settings.threads,
+        )
+
+    def check_round(self, settings: "Settings", num_examples: int, server_round: int) -> None:
+        """Raises FedmaskError for a round beyond the last, or with more steps than this client makes."""
+        if server_round > self.limits.rounds:
+            raise self._beyond("round", server_round, "rounds")
+        steps = settings.client.local_epochs * math.ceil(num_examples / settings.client.batch_size)
+        if steps > self.limits.steps:
+            raise self._beyond("steps a round", steps, "steps")
+
+    def _beyond(self, what: str, asked: int, limit: str) -> FedmaskError:
+        return FedmaskError(
+            f"client {self.client_id}: the run asks for {what} {asked}, this client's limits.{limit} is "
+            f"{getattr(self.limits, limit)}"
+        )
+
+
+def read_client_file(path: Path) -> ClientFile:
+    """Raises ConfigError with every fault of the file, one line each."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError([f"{path}: cannot be read as YAML ({' '.join(str(error).split())})"]) from error
+    given, faults = _flat(raw), list[str]()
+    faults += [f"{path}: {key}: no such key; there are {', '.join(_ALLOWED)}" for key in given if key not in _ALLOWED]
+    values: dict[str, Any] = {}
+    for key, allowed in _ALLOWED.items():
+        try:
+            values[key] = allowed.read(given.get(key))
+        except (ValueError, OverflowError):
+            faults.append(f"{path}: {not_allowed(key, given.get(key), allowed.text, allowed.choices)}")
+    if faults:
+        raise ConfigError(faults)
+    return _built({key: _absolute(path, values[key]) if key in _PATHS else values[key] for key in values})
+
+
+def _flat(raw: object) -> dict[str, object]:
+    """Dotted keys and their values; nothing where there is no mapping, so that every key lacks."""
+    return dict(_leaves(raw)) if isinstance(raw, Mapping) else {}
+
+
+def _leaves(raw: Mapping[Any, object]) -> Iterator[tuple[str, object]]:
+    for key, value in raw.items():
+        if key in ("data", "limits") and isinstance(value, Mapping):
+            yield from ((f"{key}.{entry}", leaf) for entry, leaf in value.items())
+        else:
+            yield str(key), value
+
+
+def _absolute(path: Path, value: str | None) -> str | None:
+    return None if value is None else str((path.resolve().parent / value).absolute())
+
+
+def _built(values: Mapping[str, Any]) -> ClientFile:
+    def section(name: str) -> dict[str, Any]:
+        return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{name}.")}
+
+    whole = {key: value for key, value in values.items() if "." not in key}
+    return ClientFile(**whole, data=OwnData(**section("data")), limits=Limits(**section("limits")))
+
+
+def _or_null(allowed: Allowed) -> Allowed:
+    return Allowed(f"{allowed.text}, or null", lambda value: None if value is None else allowed.read(value))
+
+
+def _source() -> Allowed:
+    of_a_run = KEYS["data.source"].allowed
+    choices = {name: meaning for name, meaning in (of_a_run.choices or {}).items() if name != OWN}
+
+    def read(value: object) -> str:
+        if value not in choices:
+            raise ValueError
+        return str(value)
+
+    return Allowed(f"one of {', '.join(choices)}", read, choices)
+
+
+_COUNT, _ID, _TEXT = (KEYS[key].allowed for key in ("rounds", "seed", "model.name"))
+_PATHS = ("authority", "key", "folder", "data.root", "model_path")
+_ALLOWED: Mapping[str, Allowed] = {
+    "client_id": _ID,
+    "superlink": Allowed("host:port of the server", _TEXT.read),
+    "authority": Allowed("the file of the server's authority", _TEXT.read),
+    "key": Allowed("the file of this client's key", _TEXT.read),
+    "folder": Allowed("a folder", _TEXT.read),
+    "data.source": _source(),
+    "data.root": _or_null(Allowed("a folder", _TEXT.read)),
+    "data.task": Allowed("the name of its task", _TEXT.read),
+    "device": KEYS["device"].allowed,
+    "threads": _or_null(_COUNT),
+    "model_path": _or_null(Allowed("a folder", _TEXT.read)),
+    "limits.rounds": _COUNT,
+    "limits.steps": _COUNT,
+    "limits.batch_size": _COUNT,
+    "limits.memory_bytes": _or_null(_COUNT),
+}

@@ -1,0 +1,106 @@
+"""Flower's programs as this project starts them: commands and environments, for a server and for its clients.
+
+Flower installs an app's packages anew at every run, asks for updates and reports statistics, unless it is told not to:
+here it is. What it keeps lies under the folder of the server or the client, and nowhere at home.
+"""
+
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from deploy.make_keys import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY
+from fedmask.errors import FedmaskError
+from fedmask.files import write_atomically
+from fedmask.runs.client_file import ClientFile
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(sys.executable).parent
+LOOPBACK = "127.0.0.1"
+CONNECTION = "fedmask"
+"""The name under which `flwr` finds the server in its configuration."""
+
+_QUIET = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def environment(flower_home: Path) -> dict[str, str]:
+    """This process's, with Flower's programs found first and its files in flower_home."""
+    path = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **_QUIET, "PATH": path, "FLWR_HOME": str(flower_home.resolve())}
+
+
+def server_home(folder: Path) -> Path:
+    """Where Flower keeps its files on the server."""
+    return folder / "flower"
+
+
+def superlink(folder: Path, keys: Path, port: int) -> list[str]:
+    """The server: TLS, clients known by their keys, messages in a database, reached from this machine alone.
+
+    Raises FedmaskError where a file of `make_keys.py server` lacks.
+    """
+    for name in (AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY):
+        if not (keys / name).is_file():
+            raise FedmaskError(f"{keys / name}: there is none; make it with make_keys.py server folder={keys}")
+    tls = ["--ssl-ca-certfile", keys / AUTHORITY, "--ssl-certfile", keys / SERVER_CERTIFICATE]
+    tls += ["--ssl-keyfile", keys / SERVER_KEY]
+    where = ["--host", LOOPBACK, "--port", port, "--database", folder.resolve() / "state.db"]
+    return _command("flower-superlink", [*tls, "--enable-supernode-auth", *where])
+
+
+def supernode(file: Path, own: ClientFile, port: int) -> list[str]:
+    """The client of this file. port: of this machine, by which its own processes talk to each other."""
+    known = ["--root-certificates", own.authority, "--auth-supernode-private-key", own.key]
+    where = ["--superlink", own.superlink, "--host", LOOPBACK, "--port", port]
+    return _command("flower-supernode", [*known, *where, "--node-config", f'client-file="{file.resolve()}"'])
+
+
+def client_environment(own: ClientFile) -> dict[str, str]:
+    return environment(Path(own.folder) / "flower") | {"FEDMASK_CACHE_FOLDER": str(own.cache)}
+
+
+def connect(folder: Path, keys: Path, port: int) -> None:
+    """Tell `flwr` on this machine where the server is and which authority it is known by."""
+    authority = (keys / AUTHORITY).resolve()
+    lines = ["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]"]
+    lines += [f'address = "{LOOPBACK}:{port}"', f'root-certificates = "{authority}"', ""]
+    write_atomically(server_home(folder) / "config.toml", "\n".join(lines).encode())
+
+
+def register(public_key: Path) -> list[str]:
+    """Let the client with this key take part."""
+    return _command("flwr", ["supernode", "register", public_key, CONNECTION])
+
+
+def run(overrides: Sequence[str]) -> list[str]:
+    """A run with the overrides of simulate.py; ends with it.
+
+    Raises FedmaskError for what Flower's run configuration cannot hold.
+    """
+    if any('"' in override or "\\" in override for override in overrides):
+        raise FedmaskError("overrides travel in double quotes of Flower's: write single ones, and no backslash")
+    return _command("flwr", ["run", ROOT, CONNECTION, "--stream", "--run-config", f'hydra="{shlex.join(overrides)}"'])
+
+
+def runs() -> list[str]:
+    """All runs of this server, as JSON."""
+    return _command("flwr", ["list", CONNECTION, "--format", "json"])
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _command(program: str, arguments: Iterable[object]) -> list[str]:
+    return [str(PROGRAMS / program), *map(str, arguments)]

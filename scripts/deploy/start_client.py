@@ -1,0 +1,58 @@
+"""A client of a deployment, until it is stopped:
+
+    python scripts/deploy/start_client.py file=client.yaml [port=N]
+
+The file says who it is, where its server and its data are, and what it will not do; what each key means stands in
+fedmask/runs/client_file.py. port: of this machine, for the client's own processes; by default a free one.
+
+Where Flower's process ends, it is started again after 10 seconds: a server refuses a client that is not registered
+(yet), and for up to a minute one whose last process was killed, which it takes to be there still.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from deploy import flower
+from deploy.arguments import port_number, read_arguments, told_in_one_line
+from fedmask.errors import FedmaskError
+from fedmask.runs.client_file import read_client_file
+
+PAUSE_SECONDS = 10.0
+
+
+def main(arguments: list[str]) -> None:
+    given = read_arguments(arguments, ("file", "port"), required=("file",))
+    file = Path(given["file"])
+    own = read_client_file(file)
+    for needed in (own.authority, own.key):
+        if not Path(needed).is_file():
+            raise FedmaskError(f"{file}: {needed}: there is no such file")
+    Path(own.folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    command = flower.supernode(file, own, port_number(given, "port", flower.free_port()))
+    keep_running(command, flower.client_environment(own))
+
+
+def keep_running(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Start a process again whenever it has ended; whoever ends this one ends that one too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    while True:
+        process = subprocess.Popen(command, env=environment)
+        try:
+            code = process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+        print(f"the client's process has ended with code {code}; next try in {PAUSE_SECONDS:.0f} s", file=sys.stderr)
+        time.sleep(PAUSE_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(told_in_one_line(main, sys.argv[1:], __doc__))

@@ -1,0 +1,119 @@
+"""runs.client_file: what a deployed client says for itself, and what it refuses a server."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedmask.errors import FedmaskError
+from fedmask.runs.client_file import ClientFile, read_client_file
+from fedmask.runs.config import ConfigError
+from fedmask.wire.setup import Settings
+from server.app import settings_for
+from server.compose import compose
+
+OWN = {
+    "client_id": 2,
+    "superlink": "server:9443",
+    "authority": "authority.crt",
+    "key": "client.key",
+    "folder": "state",
+    "data": {"source": "tsv", "root": "data", "task": "sst2"},
+    "device": "cpu",
+    "threads": None,
+    "model_path": None,
+    "limits": {"rounds": 10, "steps": 6, "batch_size": 8, "memory_bytes": None},
+}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def make(**changes: Any) -> Path:
+        path = tmp_path / "client.yaml"
+        path.write_text(yaml.safe_dump(OWN | changes))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def own(write: Write) -> ClientFile:
+    return read_client_file(write())
+
+
+@pytest.fixture
+def asked() -> Settings:
+    """What a server asks for that keeps within the limits."""
+    return settings_for(compose(["model=tiny", "data=own", "client.batch_size=8", "clients=3", "threads=2"]))
+
+
+def test_paths_are_taken_from_the_files_folder(own: ClientFile, tmp_path: Path) -> None:
+    assert (own.key, own.data.root) == (str(tmp_path / "client.key"), str(tmp_path / "data"))
+    assert own.states == tmp_path / "state" / "runs"
+    assert own.model_path is None
+
+
+def test_all_faults_are_told_at_once(write: Write, tmp_path: Path) -> None:
+    faulty = write(client_id=-1, device="gpu", color="red", data={"source": "own", "root": None, "task": "x"})
+    with pytest.raises(ConfigError) as error:
+        read_client_file(faulty)
+    assert [line.removeprefix(f"{tmp_path / 'client.yaml'}: ").partition(":")[0] for line in error.value.faults] == [
+        "color",
+        "client_id=-1",
+        "data.source=own",
+        "device=gpu",
+    ]
+
+
+def test_limits_have_to_be_said(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"limits\.steps=null: must be a whole number of at least 1"):
+        read_client_file(write(limits={"rounds": 10, "batch_size": 8}))
+
+
+@pytest.mark.parametrize("content", ["", "- a", "a: [", "\0"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "client.yaml").write_text(content)
+    with pytest.raises(ConfigError):
+        read_client_file(tmp_path / "client.yaml")
+
+
+def test_its_word_stands_in_the_place_of_the_servers(own: ClientFile, asked: Settings, tmp_path: Path) -> None:
+    own = replace(own, threads=1, model_path="/models/mine")
+    here = own.applied_to(replace(asked, device="cuda"))
+    assert (here.data.source, here.data.root, here.data.tasks) == ("tsv", str(tmp_path / "data"), ("sst2",))
+    assert (here.device, here.threads, here.model.path) == ("cpu", 1, "/models/mine")
+    assert (here.client, here.codec, here.seed) == (asked.client, asked.codec, asked.seed)
+    assert own.applied_to(asked).data.max_length == asked.data.max_length
+
+
+def test_a_run_without_a_word_on_threads_takes_the_servers(own: ClientFile, asked: Settings) -> None:
+    assert own.applied_to(asked).threads == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"source": "demo"}}, "client 2 has data of its own, and the run says data=demo; run with data=own"),
+        ({"model": {"path": "/etc"}}, "model.path; that is for the client's own file to say"),
+        ({"client": {"batch_size": 9}}, r"asks for client.batch_size 9, this client's limits.batch_size is 8"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(
+    own: ClientFile, asked: Settings, changes: dict[str, dict[str, Any]], message: str
+) -> None:
+    sections = {name: replace(getattr(asked, name), **values) for name, values in changes.items()}
+    with pytest.raises(FedmaskError, match=message):
+        own.applied_to(replace(asked, **sections))
+
+
+def test_rounds_and_steps_are_limited(own: ClientFile, asked: Settings) -> None:
+    own.check_round(asked, num_examples=48, server_round=10)
+    with pytest.raises(FedmaskError, match=r"round 11, this client's limits\.rounds is 10"):
+        own.check_round(asked, num_examples=48, server_round=11)
+    with pytest.raises(FedmaskError, match=r"steps a round 7, this client's limits\.steps is 6"):
+        own.check_round(asked, num_examples=49, server_round=1)
