@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
 from fedmask.errors import FedmaskError, RejectedMessage
@@ -371,7 +372,9 @@ def _replies(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterabl
         streaming: _StreamingGrid = grid
         return streaming.stream(messages, timeout)
     # A list: Flower's own grid goes over them twice.
-    return grid.send_and_receive(list(messages), timeout=timeout)
+    replies = grid.send_and_receive(list(messages), timeout=timeout)
+    # What a SuperLink says of a node that has gone comes from itself: that node has not answered, and no bytes came.
+    return [reply for reply in replies if reply.metadata.src_node_id != SUPERLINK_NODE_ID]
 
 
 def _seconds_until(deadline: float) -> float:

@@ -68,6 +68,8 @@ def test_killed_and_resumed_it_gives_the_adapter_of_one_process(deployed: Deploy
     site.kill("client-00000", site.client(0))
     site.start_server()
     site.start_client(0)
+    # Until then Flower may take its killed process to be there still, and the run would begin with it.
+    wait_until(lambda: (site.logs / "client-00000.log").read_text().count("SuperNode ID") == 2, site)
     site.submit([f"resume={run}"])
     alone = tmp_path / "alone"
     in_one_process(alone)

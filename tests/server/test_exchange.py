@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 import client.process
@@ -92,6 +93,26 @@ def test_a_grid_may_go_over_the_messages_twice(federate: Callable[..., Run], pla
     run = federate(grid=TwiceGrid)
     assert run.adapter == plain_run.adapter
     assert payloads(run) == payloads(plain_run)
+
+
+class LosingGrid(TwiceGrid):
+    """As Flower's: of client 2, whose node goes in round 2, the SuperLink says that it has gone."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = super().send_and_receive(messages)
+        for place, request in enumerate(messages):
+            client = number_of(self._grid.context(request.metadata.dst_node_id))
+            if (client, request.metadata.message_type, request.metadata.group_id) == (2, "train", "2"):
+                replies[place] = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=request)
+                replies[place].metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+        return replies
+
+
+def test_a_node_that_has_gone_has_not_answered(federate: Callable[..., Run]) -> None:
+    run = federate(grid=LosingGrid)
+    assert [line["failure_causes"] for line in run.rounds] == [{}, {"no-reply": 1}]
+    assert run.rounds[1]["failed"] == [2]
+    assert not [line for line in run.ledger if line["kind"] == "rejected"]
 
 
 def payloads(run: Run) -> list[tuple[Any, ...]]:
