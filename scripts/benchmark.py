@@ -33,6 +33,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from benchmarks.rows import Row, Settings
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
+from fedmask.runs.command import exit_code
 from fedmask.runs.console import console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,22 +57,14 @@ def main(arguments: list[str]) -> int:
     if not arguments or any(argument in ("--help", "-h") for argument in arguments):
         print(__doc__)
         return 0 if arguments else 2
-    try:
-        request = read_request(arguments)
-        if request.sections:
-            measure(request)
-        else:
-            rewrite_readme(request.output)
-    except FedmaskError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the rows so far are on disk", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(read_request(arguments)), when_stopped="stopped; the rows so far are on disk")
+
+
+def run(request: Request) -> None:
+    if request.sections:
+        measure(request)
+    else:
+        rewrite_readme(request.output)
 
 
 def read_request(arguments: Sequence[str]) -> Request:

@@ -35,6 +35,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from faults.outcome import Outcome, Settings
 from fedmask.errors import FedmaskError
 from fedmask.files import locked, write_atomically
+from fedmask.runs.command import exit_code
 from fedmask.runs.commit import commit_of
 from server.compose import CONF, compose
 
@@ -65,21 +66,14 @@ def main(arguments: list[str]) -> int:
     if not arguments or any(argument in ("--help", "-h") for argument in arguments):
         print(__doc__)
         return 0 if arguments else 2
-    try:
-        request = read_request(arguments)
-        if not request.amounts:
-            return report(request.output)
-        with locked(request.output, f"output={request.output}: chaos is at work there already; wait, or name another"):
-            return run(request)
-    except FedmaskError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: do(read_request(arguments)), when_stopped="stopped; the same command goes on from here")
+
+
+def do(request: Request) -> int:
+    if not request.amounts:
+        return report(request.output)
+    with locked(request.output, f"output={request.output}: chaos is at work there already; wait, or name another"):
+        return run(request)
 
 
 def read_request(arguments: Sequence[str]) -> Request:

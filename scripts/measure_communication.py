@@ -39,6 +39,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
+from fedmask.runs.command import exit_code
 from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.wire.codecs import codec
 from fedmask.wire.projections import full_finetuning_bytes_each_way, projections
@@ -83,22 +84,14 @@ def main(arguments: list[str]) -> int:
     if any(argument in ("--help", "-h") for argument in arguments):
         print(__doc__)
         return 0
-    try:
-        request = read_request(arguments)
-        if request.runs:
-            compare(request)
-        else:
-            measure(request)
-    except FedmaskError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(read_request(arguments)))
+
+
+def run(request: Request) -> None:
+    if request.runs:
+        compare(request)
+    else:
+        measure(request)
 
 
 def read_request(arguments: Sequence[str]) -> Request:
@@ -354,7 +347,8 @@ def _table(title: str, lines: Sequence[Line], config: RunConfig) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"{title}\nbytes of train messages per client and round", title_justify="left", box=SIMPLE_HEAD)
+    heading = f"{title}\nbytes of train messages per client and round"
+    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("codec", no_wrap=True)
     columns = ("payload, both ways", "wire, down", "wire, up", "whole run", "times less than full")
     for column in (*columns, "error, up", *(f"seconds at {link} Mbit/s" for link in LINKS_MBIT)):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedmask.errors import FedmaskError
+from fedmask.runs.command import exit_code
 from fedmask.runs.config import ModelConfig
 from server.compose import compose
 
@@ -29,16 +30,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or any(argument in ("--help", "-h") for argument in arguments):
         print(__doc__)
         return 0 if arguments else 2
-    try:
-        own, model_overrides = _split(arguments)
-        merge(own, model_overrides)
-    except FedmaskError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: merge(*_split(arguments)))
 
 
 def merge(own: dict[str, str], model_overrides: list[str]) -> None:

@@ -17,7 +17,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from fedmask.errors import FedmaskError
+from fedmask.runs.command import exit_code
 from fedmask.runs.config import RunConfig
 from server.compose import compose, help_text
 
@@ -29,18 +29,7 @@ def main(arguments: list[str]) -> int:
     if any(argument in ("--help", "-h") for argument in arguments):
         print(help_text())
         return 0
-    try:
-        simulate(compose(arguments))
-    except FedmaskError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: simulate(compose(arguments)))
 
 
 def simulate(config: RunConfig) -> None:

@@ -34,6 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from fedmask.errors import FedmaskError
 from fedmask.files import locked, write_atomically
 from fedmask.processes import end_with_parent
+from fedmask.runs.command import exit_code
 from fedmask.runs.commit import commit_of
 from fedmask.runs.config import RunConfig
 from fedmask.runs.folder import REPORT, SUMMARY
@@ -79,24 +80,17 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0 if arguments else 2
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        request = read_request(arguments)
-        if request.report:
-            return report(request)
-        # Two runners of one study would write into the same cells.
-        with locked(
-            request.output, f"output={request.output}: this study is being run there already; wait, or name another"
-        ):
-            return run_study(request)
-    except FedmaskError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: do(read_request(arguments)), when_stopped="stopped; the same command goes on from here")
+
+
+def do(request: Request) -> int:
+    if request.report:
+        return report(request)
+    # Two runners of one study would write into the same cells.
+    with locked(
+        request.output, f"output={request.output}: this study is being run there already; wait, or name another"
+    ):
+        return run_study(request)
 
 
 def _interrupt(number: int, frame: object) -> None:

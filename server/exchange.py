@@ -91,7 +91,7 @@ class Exchange:
 
     def held_version(self, member: Member) -> int | None:
         """The newest version of the global vectors that the client was sent and answered; 0 are the zeros that all
-        begin with. None where it may hold none, for it has answered with what cannot be used."""
+        begin with. None where it may hold none, for it has said that it lacks something."""
         return self._held_version.get(member.client_id)
 
     def reject(self, reply: Message) -> None:
@@ -267,22 +267,22 @@ class Exchange:
 
         def first_answers() -> Iterator[Message]:
             for reply in self._ask(grid, server_round, kind, asked(), deadline, on_rejected):
-                if _lacks_something(reply):
-                    lacking.append(self.member_of(reply).client_id)
-                else:
+                if self._can_go_on(reply, version):
                     yield reply
+                else:
+                    lacking.append(self.member_of(reply).client_id)
 
         def second_answers() -> Iterator[Message]:
             members = [self.members[client_id] for client_id in sorted(lacking)]
             # Who cannot be set up again says a second time what it lacks, and is counted by whoever reads the reply.
             self._introduce(grid, [member.node_id for member in members], server_round, _seconds_until(deadline))
-            yield from self._ask(grid, server_round, kind, map(ask_again, members), deadline, on_rejected)
+            for reply in self._ask(grid, server_round, kind, map(ask_again, members), deadline, on_rejected):
+                self._can_go_on(reply, version)
+                yield reply
 
         for answers in (first_answers, second_answers):
             for reply in answers():
-                client_id = self.member_of(reply).client_id
-                self._note_held(client_id, version, reply)
-                arrived[client_id] = reply
+                arrived[self.member_of(reply).client_id] = reply
                 while waiting and waiting[0] in arrived:
                     self._observer.reply_arrived(waiting[0])
                     yield arrived.pop(waiting.popleft())
@@ -329,13 +329,16 @@ class Exchange:
         self._ledger.record(server_round, client_id, "up", REJECTED, 0, wire_bytes(reply))
         return client_id
 
-    def _note_held(self, client_id: int, version: int, reply: Message) -> None:
-        """A client that answered, and lacks nothing, holds the version that it was asked about. One that could not may
-        hold it or not: the checksum of its next request tells."""
+    def _can_go_on(self, reply: Message, version: int) -> bool:
+        """Whether a client lacks nothing of what it needs to answer; then it holds the version that it was asked about.
+        One that could not answer may hold it or not: the checksum of its next request tells."""
+        client_id = self.member_of(reply).client_id
         if _lacks_something(reply):
             self._held_version.pop(client_id, None)
-        elif not reply.has_error():
+            return False
+        if not reply.has_error():
             self._held_version[client_id] = version
+        return True
 
     def _record(
         self, server_round: int, client_id: int, direction: Direction, kind: str, message: Message

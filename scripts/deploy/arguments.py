@@ -1,9 +1,9 @@
 """What the scripts of this folder share: `key=value` arguments in, one line for a person where they are wrong."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from fedmask.errors import FedmaskError
+from fedmask.runs.command import exit_code
 
 
 def read_arguments(arguments: Sequence[str], known: Sequence[str], required: Sequence[str] = ()) -> dict[str, str]:
@@ -32,12 +32,4 @@ def told_in_one_line(main: Callable[[list[str]], None], arguments: list[str], us
     if any(argument in ("--help", "-h") for argument in arguments):
         print(usage)
         return 0
-    try:
-        main(arguments)
-    except (FedmaskError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: main(arguments))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from flwr.app import Message
 
-from chaos_replies import rewrite
+from faults.malformed import rewrite
 from faults.outcome import Outcome, Settings
 from faults.runs import LONG, MOST_POINTS, SCORED, Change, finished_run, is_train, points_below
 from faults.undisturbed import norms_of, undisturbed

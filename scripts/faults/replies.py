@@ -1,6 +1,6 @@
 """Malformed replies of all kinds in a running federation, beside the same federation in which nothing arrives instead.
 
-Half of the clients are bad: each of their replies to a training message is spoiled, by the kinds of chaos_replies.py
+Half of the clients are bad: each of their replies to a training message is spoiled, by the kinds of malformed.py
 in turn. None may be accepted, none may end the run, and what the good half comes to must have the same bits.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import Message
 
-from chaos_replies import KINDS, malformed
+from faults.malformed import KINDS, malformed
 from faults.outcome import Outcome, Settings
 from faults.runs import Finished, finished_run, is_train, round_of
 from fedmask.errors import FedmaskError

@@ -14,11 +14,11 @@ import pytest
 from flwr.app import Message, RecordDict
 
 import chaos
-from chaos_replies import KINDS
 from client.app import app as client_app
 from faults import byzantine, kills, replies
 from faults.left import differences
 from faults.loss import Losing, loss
+from faults.malformed import KINDS
 from faults.outcome import Outcome, Settings
 from faults.pages import BEGIN, END, rewrite
 from faults.undisturbed import norms_of

@@ -13,8 +13,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 import client.process
 import server.exchange
-from chaos_replies import rewrite
 from client.app import app as client_app
+from faults.malformed import rewrite
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.wire.messages import facts_of, pack, payload_of

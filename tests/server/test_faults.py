@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 
-from chaos_replies import KINDS, malformed, rewrite
 from client.app import app as client_app
+from faults.malformed import KINDS, malformed, rewrite
 from fedmask.errors import MAX_DETAIL_CHARACTERS, FedmaskError, RejectedMessage
 from fedmask.wire.codecs import codec
 from fedmask.wire.messages import facts_of, pack, payload_of, wire_bytes

@@ -19,10 +19,10 @@ import pytest
 from flwr.app import Context, Message
 
 import client.process
-from chaos_replies import rewrite
 from client.app import app as client_app
 from faults.dying import die_in_write
 from faults.left import left_by
+from faults.malformed import rewrite
 from fedmask.errors import FedmaskError
 from fedmask.runs.checkpoint import load_checkpoint
 from fedmask.sealed_file import read_sealed, write_sealed

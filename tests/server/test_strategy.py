@@ -15,9 +15,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 
-from chaos_replies import rewrite
 from client.app import app as client_app
 from client.process import population, texts_for
+from faults.malformed import rewrite
 from fedmask.errors import FedmaskError
 from fedmask.masks import select
 from fedmask.models import BaseModel, load_base
