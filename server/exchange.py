@@ -34,6 +34,9 @@ MAX_HEAD_SIZE = 2**22
 NOTICE_SECONDS = 10.0
 """How often the server says whom it waits for."""
 
+MASK_TRIES = 3
+"""How often a client is sent the mask that does not answer: a deployed one may be killed meanwhile, and come back."""
+
 MAX_TASK_CHARACTERS = 200
 """Of a task's name; each member's is held and shown."""
 
@@ -102,19 +105,25 @@ class Exchange:
     # ---- round 0 -----------------------------------------------------------------------------------------------
 
     def send_mask(self, grid: Grid, num_clients: int, timeout: float) -> None:
-        """Send mask and settings to every node, once. A recipe goes out first; a client whose rebuilt mask has another
-        digest is sent the indices themselves.
+        """Send mask and settings to every node, once; again to who was going when they came, and is there again. A
+        recipe goes out first; a client whose rebuilt mask has another digest is sent the indices themselves.
 
         Raises FedmaskError where a client cannot take part or does not answer, or two nodes claim one client_id.
         """
-        nodes = _await_nodes(grid, num_clients, timeout)
-        self._observer.stage_started(0, "mask", len(nodes))
-        failed = self._introduce(grid, nodes, 0, timeout)
-        if failed:
-            raise FedmaskError(f"{len(failed)} of {len(nodes)} clients cannot take part: {next(iter(failed.values()))}")
-        if len(self.members) < len(nodes):
-            silent = len(nodes) - len(self.members)
-            raise FedmaskError(f"{silent} of {len(nodes)} clients did not answer when they were sent the mask")
+        deadline = time.monotonic() + timeout
+        for _ in range(MASK_TRIES):
+            nodes = _await_nodes(grid, num_clients, _seconds_until(deadline))
+            silent = [node_id for node_id in nodes if node_id not in self._client_ids]
+            self._observer.stage_started(0, "mask", len(silent))
+            failed = self._introduce(grid, silent, 0, _seconds_until(deadline))
+            if failed:
+                raise FedmaskError(
+                    f"{len(failed)} of {len(nodes)} clients cannot take part: {next(iter(failed.values()))}"
+                )
+            if len(self.members) == len(nodes):
+                return
+        missing = len(nodes) - len(self.members)
+        raise FedmaskError(f"{missing} of {len(nodes)} clients did not answer when they were sent the mask")
 
     # ---- after a resume ----------------------------------------------------------------------------------------
 

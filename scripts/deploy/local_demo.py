@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     overrides = [f"clients={len(TASKS)}", "threads=1", "rounds=3", *arguments]
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that its processes end with it
     site = Site(output / "deployment")
-    with running(site, TASKS, site.gate_port):
+    with running(site, TASKS, [site.gate_port] * len(TASKS)):
         site.submit(overrides)
     print(f"run folder: {output}")
 
@@ -166,13 +166,13 @@ def processes_of(folder: Path) -> list[int]:
 
 
 @contextmanager
-def running(site: Site, tasks: Sequence[str], port: int) -> Iterator[None]:
+def running(site: Site, tasks: Sequence[str], ports: Sequence[int]) -> Iterator[None]:
     """A server and one client a demo task, registered and running; all of it ends with the block.
 
-    port: where clients reach the server.
+    ports: where each client reaches the server.
     """
     make_server_certificate(site.keys, [])
-    for client_id, task in enumerate(tasks):
+    for client_id, (task, port) in enumerate(zip(tasks, ports, strict=True)):
         make_client_key(site.client(client_id))
         write_client_file(site, client_id, task, port)
     try:

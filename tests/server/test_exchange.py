@@ -101,11 +101,13 @@ class LosingGrid(TwiceGrid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         replies = super().send_and_receive(messages)
         for place, request in enumerate(messages):
-            client = number_of(self._grid.context(request.metadata.dst_node_id))
-            if (client, request.metadata.message_type, request.metadata.group_id) == (2, "train", "2"):
+            if self.is_lost(number_of(self._grid.context(request.metadata.dst_node_id)), request):
                 replies[place] = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=request)
                 replies[place].metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
         return replies
+
+    def is_lost(self, client: int, request: Message) -> bool:
+        return (client, request.metadata.message_type, request.metadata.group_id) == (2, "train", "2")
 
 
 def test_a_node_that_has_gone_has_not_answered(federate: Callable[..., Run]) -> None:
@@ -289,6 +291,26 @@ def test_clients_that_do_not_answer_the_mask(federate: Callable[..., Run], filte
     with pytest.raises(FedmaskError) as caught:
         federate(grid=filtering_grid(lambda client, _, reply: None if client == 2 else reply))
     assert str(caught.value) == "1 of 4 clients did not answer when they were sent the mask"
+
+
+class RestartedGrid(LosingGrid):
+    """Client 2's node goes when it is sent the mask, and the SuperLink says so; later it is there again."""
+
+    lost = 0
+
+    def is_lost(self, client: int, request: Message) -> bool:
+        if client != 2 or request.metadata.message_type != "query.mask":
+            return False
+        self.lost += 1
+        return self.lost < server.exchange.MASK_TRIES
+
+
+def test_a_client_that_is_started_again_while_the_mask_goes_out_is_sent_it_again(
+    federate: Callable[..., Run], plain_run: Run
+) -> None:
+    run = federate(grid=RestartedGrid)
+    assert run.adapter == plain_run.adapter
+    assert sorted(masks_of(run, 0)) == sorted(masks_of(plain_run, 0))
 
 
 def test_one_head_layout_has_one_size(federate: Callable[..., Run]) -> None:

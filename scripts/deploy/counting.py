@@ -1,0 +1,120 @@
+"""What a client and its server send each other, counted from outside: bytes on the wire, and bodies by call.
+
+A client's connections come in at a port of this machine and go on to the server's. `CountingProxy` passes them on as
+they are, encrypted: what the network sees. `CountedGate` is the server's gate with a count of what passes through it.
+"""
+
+import socket
+import ssl
+import threading
+from collections import defaultdict
+from collections.abc import MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deploy import flower
+from deploy.make_keys import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY
+from deploy.open_gate import gate
+
+
+class CountingProxy:
+    """Passes connections of a port of this machine on to another one."""
+
+    def __init__(self, target_port: int) -> None:
+        self.target_port = target_port
+        self._lock = threading.Lock()
+        self.up_bytes = self.down_bytes = self.connections = 0
+        self._listener = socket.create_server((flower.LOOPBACK, 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                self._pass_on(client)
+
+    def _pass_on(self, client: socket.socket) -> None:
+        try:
+            server = socket.create_connection((flower.LOOPBACK, self.target_port))
+        except OSError:
+            client.close()
+            return
+        for source, sink, is_up in ((client, server, True), (server, client, False)):
+            threading.Thread(target=self._pump, args=(source, sink, is_up), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, is_up: bool) -> None:
+        with suppress(OSError):
+            while part := source.recv(2**16):
+                with self._lock:
+                    self.up_bytes += len(part) if is_up else 0
+                    self.down_bytes += 0 if is_up else len(part)
+                sink.sendall(part)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@dataclass
+class Calls:
+    """Of one name."""
+
+    number: int = 0
+    up_bytes: int = 0
+    down_bytes: int = 0
+    """Bodies alone: no header, no TLS."""
+
+
+class CountedGate:
+    """The gate of this server in a thread of this process; ends with the process."""
+
+    def __init__(self, keys: Path, server_port: int) -> None:
+        self.calls: MutableMapping[str, Calls] = defaultdict(Calls)
+        """By the last part of the path."""
+        self.port = flower.free_port()
+        behind = f"https://{flower.LOOPBACK}:{server_port}"
+        config = uvicorn.Config(
+            self._counted(gate(behind, ssl.create_default_context(cafile=str(keys / AUTHORITY)))),
+            host=flower.LOOPBACK,
+            port=self.port,
+            ssl_certfile=keys / SERVER_CERTIFICATE,
+            ssl_keyfile=str(keys / SERVER_KEY),
+            access_log=False,
+            log_level="warning",
+        )
+        threading.Thread(target=uvicorn.Server(config).run, daemon=True).start()
+
+    def _counted(self, app: ASGIApp) -> ASGIApp:
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            calls = self.calls[str(scope["path"]).rpartition("/")[2]]
+            calls.number += 1
+
+            async def receive_counted() -> Message:
+                message = await receive()
+                calls.up_bytes += _body(message)
+                return message
+
+            async def send_counted(message: Message) -> None:
+                calls.down_bytes += _body(message)
+                await send(message)
+
+            await app(scope, receive_counted, send_counted)
+
+        return counted
+
+
+def _body(message: MutableMapping[str, Any]) -> int:
+    return len(message.get("body", b""))
