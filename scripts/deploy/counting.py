@@ -7,6 +7,7 @@ they are, encrypted: what the network sees. `CountedGate` is the server's gate w
 import socket
 import ssl
 import threading
+import time
 from collections import defaultdict
 from collections.abc import MutableMapping
 from contextlib import suppress
@@ -28,6 +29,8 @@ class CountingProxy:
     def __init__(self, target_port: int) -> None:
         self.target_port = target_port
         self._lock = threading.Lock()
+        self._open: list[socket.socket] = []
+        self._is_cut = False
         self.up_bytes = self.down_bytes = self.connections = 0
         self._listener = socket.create_server((flower.LOOPBACK, 0))
         self.port: int = self._listener.getsockname()[1]
@@ -35,6 +38,14 @@ class CountingProxy:
 
     def close(self) -> None:
         self._listener.close()
+
+    def cut(self, seconds: float) -> None:
+        """Let nobody through for so long, nor those that are connected."""
+        self._is_cut = True
+        while self._open:
+            _close(self._open.pop())
+        time.sleep(seconds)
+        self._is_cut = False
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed
@@ -45,10 +56,13 @@ class CountingProxy:
 
     def _pass_on(self, client: socket.socket) -> None:
         try:
+            if self._is_cut:
+                raise OSError("cut off")
             server = socket.create_connection((flower.LOOPBACK, self.target_port))
         except OSError:
             client.close()
             return
+        self._open += [client, server]
         for source, sink, is_up in ((client, server, True), (server, client, False)):
             threading.Thread(target=self._pump, args=(source, sink, is_up), daemon=True).start()
 
@@ -60,9 +74,13 @@ class CountingProxy:
                     self.down_bytes += 0 if is_up else len(part)
                 sink.sendall(part)
         for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
+            _close(end)
+
+
+def _close(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()
 
 
 @dataclass

@@ -5,24 +5,26 @@
 
 1. Nothing to do for idle_seconds: bytes of a client, memory of a client and of the server.
 2. A run of three rounds: seconds from a message to its first step, memory of the server, bytes beside the ledger's.
-3. A run of `rounds`: a client is killed and started again in every third round, the server and the run once; resumed.
-   The same run in one process, and on Ray: the three adapters byte by byte.
+3. A run of `rounds`: a client is killed and started again in every third round, one hangs, one is cut off, the server
+   is killed and the run resumed. The same in one process, and on Ray: the three adapters byte by byte.
 
 Client 0 is a warm one. Other keys are those of simulate.py, for all runs; by default MiniLM with mask=hiwi. DIR holds
 figures.json, the runs and the logs. Needs Linux's /proc.
 """
 
 import json
+import os
 import random
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -51,7 +53,9 @@ EVERYBODY = (f"server.min_replies={len(TASKS)}", "server.max_retries=50", "serve
 """A round is repeated until all clients have answered, so that runs can be held against each other."""
 SHORT_ROUNDS = 3
 KILL_EVERY = 3
-MAX_RESUMES, PAUSE_SECONDS = 6, 30.0
+MAX_RESUMES = 3
+HARM_SECONDS = 150.0
+"""For which a client hangs or is cut off: longer than a round may take."""
 MEGABYTE = 1e6
 MAX_SERVER_BYTES, MAX_SECONDS_TO_STEP = 1e9, 3.0
 
@@ -255,31 +259,37 @@ def most_memory(folder: Path) -> Iterator[list[int]]:
 
 
 def survival(trial: Trial, rounds: int) -> None:
-    """Clients in turn and once the server are killed in mid-round; the adapter beside one process's and Ray's."""
-    run, site = trial.output / "killed", trial.site
+    """All harm in mid-round; the adapter that comes out beside those of one process and of Ray."""
+    run, site = trial.output / "harmed", trial.site
     overrides = [*trial.overrides, *EVERYBODY, f"rounds={rounds}"]
-    kills = deque(_kills(rounds))
+    harms = deque(_harms(rounds))
     num_resumes = 0
     _submit(site, *overrides, f"output={run}")
     while (code := site.processes["run"].poll()) != 0:
         if code is not None and num_resumes == MAX_RESUMES:
             raise FedmaskError(f"{run}: does not come to its end, resumed {num_resumes} times; see {site.logs}")
-        if code is not None:  # the server was killed, or the run begun while Flower still counted a killed process
+        if code is not None:  # its server was killed
             num_resumes += 1
-            time.sleep(PAUSE_SECONDS)
             _submit(site, f"resume={run}")
-        elif kills and _rounds_done(run) + 1 >= kills[0][0]:
+        elif harms and _rounds_done(run) + 1 >= harms[0][0]:
             time.sleep(random.uniform(0, 5))
-            _kill(site, kills.popleft()[1])
+            server_round, harm, name = harms.popleft()
+            console.print(f"round {server_round}: {name} {harm}", markup=False)
+            HARMS[harm](trial, name)
         time.sleep(0.2)
     del site.processes["run"]
     _tell_survival(trial, run, overrides, rounds)
 
 
-def _kills(rounds: int) -> list[tuple[int, str]]:
-    """In which round who is killed, in the order of the rounds."""
-    clients = [(number, f"client-{number // KILL_EVERY % len(TASKS):05d}") for number in range(3, rounds, KILL_EVERY)]
-    return sorted([*clients, (rounds // 2 + 1, "server")])
+def _harms(rounds: int) -> list[tuple[int, str, str]]:
+    """In which round what happens to whom, in the order of the rounds."""
+    kills = [(number, "is killed", _client(number // KILL_EVERY)) for number in range(KILL_EVERY, rounds, KILL_EVERY)]
+    once = ((4, "hangs", _client(0)), (5, "is cut off", _client(2)), (rounds // 2 + 1, "is killed", "server"))
+    return sorted([*kills, *(harm for harm in once if harm[0] < rounds)])
+
+
+def _client(number: int) -> str:
+    return f"client-{number % len(TASKS):05d}"
 
 
 def _submit(site: Site, *overrides: str) -> None:
@@ -287,23 +297,44 @@ def _submit(site: Site, *overrides: str) -> None:
     site.processes["run"] = subprocess.Popen(command)
 
 
-def _kill(site: Site, name: str) -> None:
+def _kill(trial: Trial, name: str) -> None:
     """At once, with all that it started; and started again."""
-    console.print(f"{name} is killed", markup=False)
+    site = trial.site
     site.kill(name, site.folder / name)
     if name == "server":
         site.start_server()
     else:
-        site.start_client(int(name.partition("-")[2]))
+        site.start_client(_client_id(name))
+
+
+def _hang(trial: Trial, name: str) -> None:
+    """Until after the round's time is over."""
+    for number in (stopped := processes_of(trial.site.folder / name)):
+        os.kill(number, signal.SIGSTOP)
+    time.sleep(HARM_SECONDS)
+    for number in stopped:
+        os.kill(number, signal.SIGCONT)
+
+
+def _cut_off(trial: Trial, name: str) -> None:
+    trial.proxies[_client_id(name)].cut(HARM_SECONDS)
+
+
+def _client_id(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+HARMS: Mapping[str, Callable[[Trial, str], None]] = {"is killed": _kill, "hangs": _hang, "is cut off": _cut_off}
 
 
 def _tell_survival(trial: Trial, run: Path, overrides: Sequence[str], rounds: int) -> None:
     adapter = (run / "adapter.safetensors").read_bytes()
-    kills = f"{len(_kills(rounds)) - 1} kills of clients and one of the server"
+    counted = Counter(f"{'the server' if name == 'server' else 'a client'} {harm}" for _, harm, name in _harms(rounds))
+    harms = ", ".join(f"{harm} {number} x" for harm, number in counted.items())
     for where, runtime in (("in one process", ()), ("on Ray", ("runtime=ray", "ray.client_cpus=1"))):
         same = adapter == _simulated(trial.output / where.replace(" ", "-"), [*overrides, *runtime])
         value = "the same bytes" if same else "other bytes"
-        what = f"{rounds} rounds, {kills}: the adapter beside that of a run {where}"
+        what = f"{rounds} rounds, {harms}: the adapter beside that of a run {where}"
         trial.tell(what, value, "the same bytes", same)
     repeated = sum(int(str(line.get("retries", 0))) for line in _lines(run / "rounds.jsonl"))
     trial.tell(
