@@ -10,8 +10,11 @@ A node that names a file of its client's own (`client-file`) is a deployed one: 
 the place of what the server says. Elsewhere all is the run's.
 """
 
+import logging
 import os
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +32,7 @@ from client.process import RunInProcess, run_in_process
 from client.state import ClientState, Kept, LostStateError
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.files import home
+from fedmask.processes import seconds_since_start
 from fedmask.randomness import seed_for
 from fedmask.runs.client_file import ClientFile, read_client_file
 from fedmask.tasks.partition import ClientData
@@ -314,18 +318,35 @@ def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: in
     tokens = client.run.texts.training(data.client_id)
     if not settings.trains_delta:
         features = client.run.texts.base_training_features(data.client_id)
+        _tell_start(client, server_round)
         trained_head, loss = train_head(features, client.layout, head, tokens, local)
         return LocalResult(delta, trained_head, loss)
     assert client.run.gradient is not None
+    reparametrisation = _reparametrisation(client, delta, server_round)
+    _tell_start(client, server_round)
     return train_delta_and_head(
         client.run.texts.base.encoder,
         client.run.gradient,
-        _reparametrisation(client, delta, server_round),
+        reparametrisation,
         client.layout,
         head,
         tokens,
         local,
     )
+
+
+def _tell_start(client: Client, server_round: int) -> None:
+    """In a deployed client's log, what it costs that each message has a process of its own."""
+    if client.own is None:
+        return
+    logger = logging.getLogger("fedmask")
+    if not logger.hasHandlers():  # Flower's process shows its own logger's messages, and others' warnings
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+    with suppress(OSError):  # where there is no /proc
+        wall, cpu = seconds_since_start(), time.process_time()
+        text = "client %d, round %d: %.2f s from the process's start to its first step, %.2f s of them on a CPU"
+        logger.info(text, client.data.client_id, server_round, wall, cpu)
 
 
 def _reparametrisation(client: Client, delta: Tensor, server_round: int) -> Reparametrisation:

@@ -9,9 +9,11 @@
     device: cpu
     threads: null                 # CPU threads; null: as many as the run says
     model_path: null              # folder of the base model; null: where its name leads
+    warm: false                   # true: a process with the libraries in memory stays, and is forked for each message
     limits: {rounds: 1000, steps: 10000, batch_size: 64, memory_bytes: null}
 
-Paths are taken from the file's own folder. Whatever a server asks for beyond a limit is refused.
+Paths are taken from the file's own folder; what may be null, and `warm`, may be left out. Whatever a server asks for
+beyond a limit is refused.
 """
 
 import math
@@ -68,6 +70,8 @@ class ClientFile:
     device: str
     threads: int | None
     model_path: str | None
+    warm: bool
+    """Whether messages are forked from a process with the libraries in memory, or each imports them."""
     limits: Limits
 
     @property
@@ -168,6 +172,11 @@ def _or_null(allowed: Allowed) -> Allowed:
     return Allowed(f"{allowed.text}, or null", lambda value: None if value is None else allowed.read(value))
 
 
+def _switch() -> Allowed:
+    """False where it is not said."""
+    return Allowed("true or false", lambda value: value is not None and KEYS["overwrite"].allowed.read(value))
+
+
 def _source() -> Allowed:
     of_a_run = KEYS["data.source"].allowed
     choices = {name: meaning for name, meaning in (of_a_run.choices or {}).items() if name != OWN}
@@ -194,6 +203,7 @@ _ALLOWED: Mapping[str, Allowed] = {
     "device": KEYS["device"].allowed,
     "threads": _or_null(_COUNT),
     "model_path": _or_null(Allowed("a folder", _TEXT.read)),
+    "warm": _switch(),
     "limits.rounds": _COUNT,
     "limits.steps": _COUNT,
     "limits.batch_size": _COUNT,

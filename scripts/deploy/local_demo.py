@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,15 +166,15 @@ def processes_of(folder: Path) -> list[int]:
 
 
 @contextmanager
-def running(site: Site, tasks: Sequence[str], ports: Sequence[int]) -> Iterator[None]:
+def running(site: Site, tasks: Sequence[str], ports: Sequence[int], warm: Collection[int] = ()) -> Iterator[None]:
     """A server and one client a demo task, registered and running; all of it ends with the block.
 
-    ports: where each client reaches the server.
+    ports: where each client reaches the server. warm: ids of the clients that stay warm.
     """
     make_server_certificate(site.keys, [])
     for client_id, (task, port) in enumerate(zip(tasks, ports, strict=True)):
         make_client_key(site.client(client_id))
-        write_client_file(site, client_id, task, port)
+        write_client_file(site, client_id, task, port, client_id in warm)
     try:
         site.start_server()
         site.start_gate()
@@ -186,7 +186,7 @@ def running(site: Site, tasks: Sequence[str], ports: Sequence[int]) -> Iterator[
         site.end()
 
 
-def write_client_file(site: Site, client_id: int, task: str, port: int) -> None:
+def write_client_file(site: Site, client_id: int, task: str, port: int, warm: bool) -> None:
     """client.yaml in the client's folder."""
     own = {
         "client_id": client_id,
@@ -198,6 +198,7 @@ def write_client_file(site: Site, client_id: int, task: str, port: int) -> None:
         "device": "cpu",
         "threads": None,
         "model_path": None,
+        "warm": warm,
         "limits": LIMITS,
     }
     (site.client(client_id) / "client.yaml").write_text(yaml.safe_dump(own, sort_keys=False))

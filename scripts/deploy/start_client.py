@@ -4,6 +4,7 @@
 
 The file says who it is, where its server and its data are, and what it will not do; what each key means stands in
 fedmask/runs/client_file.py. port: of this machine, for the client's own processes; by default a free one.
+With `warm: true` a process beside Flower's keeps the libraries in memory, and ends with this one.
 
 Where Flower's process ends, it is started again after 10 seconds: a server refuses a client that is not registered
 (yet), and for up to a minute one whose last process was killed, which it takes to be there still.
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy import flower
 from deploy.arguments import port_number, read_arguments, told_in_one_line
+from deploy.warm.launch import PROGRAM, warm
 from fedmask.errors import FedmaskError
 from fedmask.runs.client_file import read_client_file
 
@@ -37,7 +40,10 @@ def main(arguments: list[str]) -> None:
             raise FedmaskError(f"{file}: {needed}: there is no such file")
     Path(own.folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     command = flower.supernode(file, own, port_number(given, "port", flower.free_port()))
-    keep_running(command, flower.client_environment(own))
+    environment = flower.client_environment(own)
+    cold = flower.PROGRAMS / PROGRAM
+    with warm(Path(own.folder) / "warm", environment, cold) if own.warm else nullcontext(environment) as found:
+        keep_running(command, found)
 
 
 def keep_running(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:

@@ -45,7 +45,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         patch.setenv("OMP_NUM_THREADS", "1")
         site = Site(folder / "site")
         proxy = CountingProxy(site.gate_port)
-        with running(site, TASKS, [proxy.port] * len(TASKS)):
+        with running(site, TASKS, [proxy.port] * len(TASKS), warm={1}):
             yield Deployment(site, proxy)
         proxy.close()
         assert not processes_of(site.folder)
@@ -78,6 +78,10 @@ def test_killed_and_resumed_it_gives_the_adapter_of_one_process(deployed: Deploy
     states = sorted(path.name for path in site.client(0).rglob("state/runs/*/client-00000/state/*"))
     assert states == ["round-00001.safetensors", "round-00002.safetensors"]
     assert counted_at_least_the_ledger(deployed.proxy, run)
+    for client_id in (0, 1):  # of both kinds
+        log = (site.logs / f"client-{client_id:05d}.log").read_text()
+        assert f"client {client_id}, round 2: " in log
+        assert "from the process's start to its first step" in log
 
 
 def submit_command(site: Site, *overrides: str) -> list[str]:

@@ -58,6 +58,13 @@ def test_paths_are_taken_from_the_files_folder(own: ClientFile, tmp_path: Path) 
     assert own.model_path is None
 
 
+def test_a_client_is_warm_only_where_it_says_so(own: ClientFile, write: Write) -> None:
+    assert own.warm is False
+    assert read_client_file(write(warm=True)).warm is True
+    with pytest.raises(ConfigError, match="warm=often: must be true or false"):
+        read_client_file(write(warm="often"))
+
+
 def test_all_faults_are_told_at_once(write: Write, tmp_path: Path) -> None:
     faulty = write(client_id=-1, device="gpu", color="red", data={"source": "own", "root": None, "task": "x"})
     with pytest.raises(ConfigError) as error:
