@@ -1,5 +1,6 @@
 """client.held: a deployed client's process ends with every message, and the next one goes on from what it wrote."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,18 @@ def test_the_next_process_holds_what_this_one_was_sent(deployed: Any, mask: Mask
     second = deployed.ask("evaluate", 0, version=4, split="test")
     assert "counts" in facts_of(first.content)
     assert facts_of(second.content) == facts_of(first.content)
+
+
+def test_the_log_of_a_deployed_client_tells_when_it_begins_to_train(
+    deployed: Any, mask: Mask, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployed.tell(0)
+    with caplog.at_level("INFO", "fedmask"):
+        deployed.ask("train", 0, ones(mask), version=4, round=3)
+    (line,) = [message for message in caplog.messages if "first step" in message]
+    assert re.fullmatch(
+        r"client 1, round 3: [\d.]+ s from the process's start to its first step, [\d.]+ s of them on a CPU", line
+    )
 
 
 @pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"", lambda content: content[::-1]])

@@ -61,6 +61,7 @@ def wait_until(is_so: Callable[[], bool], site: Site) -> None:
 
 def test_killed_and_resumed_it_gives_the_adapter_of_one_process(deployed: Deployment, tmp_path: Path) -> None:
     site, run = deployed.site, tmp_path / "run"
+    wait_until((site.client(1) / "state" / "warm" / "starter.socket").exists, site)
     site.processes["first try"] = subprocess.Popen(submit_command(site, *OVERRIDES, f"output={run}"))
     wait_until(lambda: (run / "rounds.jsonl").exists() and len(lines(run / "rounds.jsonl")) == 1, site)
     site.kill("first try", site.server)
@@ -82,6 +83,7 @@ def test_killed_and_resumed_it_gives_the_adapter_of_one_process(deployed: Deploy
         log = (site.logs / f"client-{client_id:05d}.log").read_text()
         assert f"client {client_id}, round 2: " in log
         assert "from the process's start to its first step" in log
+    assert "no warm process" not in log
 
 
 def submit_command(site: Site, *overrides: str) -> list[str]:

@@ -7,8 +7,9 @@ socket FOLDER/starter.socket: a standard stream each and the working directory a
 environment as JSON. Out, on the same connection: one byte once the process runs, its exit code (int32) when it has
 ended. A byte that comes is a signal for the process, and the end of the connection is its end.
 
-Nothing of this project is imported here: a run brings its own code. The starter has one thread, reads no message
-itself, and ends when its standard input does, which is a pipe of whoever started it.
+Nothing of this project is imported here: a run brings its own code. The starter starts no thread (OpenBLAS, which does
+when it is imported, ends its own before each fork), reads no message itself, and ends when its standard input does: a
+pipe of whoever started it.
 """
 
 import gc
