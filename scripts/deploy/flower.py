@@ -60,7 +60,9 @@ def supernode(file: Path, own: ClientFile, port: int) -> list[str]:
     """The client of this file. port: of this machine, by which its own processes talk to each other."""
     known = ["--root-certificates", own.authority, "--auth-supernode-private-key", own.key]
     where = ["--superlink", own.superlink, "--host", LOOPBACK, "--port", port]
-    return _command("flower-supernode", [*known, *where, "--node-config", f'client-file="{file.resolve()}"'])
+    program = ROOT / "scripts" / "deploy" / "supernode.py"
+    own_file = f'client-file="{file.resolve()}"'
+    return [sys.executable, str(program), *map(str, [*known, *where, "--node-config", own_file])]
 
 
 def client_environment(own: ClientFile) -> dict[str, str]:

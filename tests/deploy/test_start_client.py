@@ -1,5 +1,6 @@
 """deploy.start_client: a process that is started again, and ends with the one that started it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -60,3 +61,20 @@ def test_a_key_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) 
     with pytest.raises(FedmaskError, match=r"authority\.crt: there is no such file"):
         main([f"file={tmp_path / 'client.yaml'}"])
     assert not (tmp_path / "state").exists()
+
+
+def test_a_supernode_that_leaves_its_loop_ends_though_a_thread_of_it_goes_on(tmp_path: Path) -> None:
+    cli = tmp_path / "flwr" / "supernode" / "cli"
+    cli.mkdir(parents=True)
+    for package in (cli.parent, cli.parent.parent):
+        (package / "__init__.py").touch()
+    (cli / "__init__.py").write_text(
+        "import threading, time\n"
+        "def flower_supernode():\n"
+        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "    print('left its loop')\n"
+    )
+    command = [sys.executable, str(SCRIPTS / "deploy" / "supernode.py")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "left its loop\n")
