@@ -61,6 +61,8 @@ def _telling_the_cause(message: Message, context: Context, call_next: ClientAppC
     try:
         return call_next(message, context)
     except Exception as error:
+        if CLIENT_FILE in context.node_config:
+            _log().error("%s: %s", type(error).__name__, error)
         return error_reply(message, error)
 
 
@@ -339,14 +341,19 @@ def _tell_start(client: Client, server_round: int) -> None:
     """In a deployed client's log, what it costs that each message has a process of its own."""
     if client.own is None:
         return
+    with suppress(OSError):  # where there is no /proc
+        wall, cpu = seconds_since_start(), time.process_time()
+        text = "client %d, round %d: %.2f s from the process's start to its first step, %.2f s of them on a CPU"
+        _log().info(text, client.data.client_id, server_round, wall, cpu)
+
+
+def _log() -> logging.Logger:
+    """What comes out in the log of a deployed client."""
     logger = logging.getLogger("fedmask")
     if not logger.hasHandlers():  # Flower's process shows its own logger's messages, and others' warnings
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)
-    with suppress(OSError):  # where there is no /proc
-        wall, cpu = seconds_since_start(), time.process_time()
-        text = "client %d, round %d: %.2f s from the process's start to its first step, %.2f s of them on a CPU"
-        logger.info(text, client.data.client_id, server_round, wall, cpu)
+    return logger
 
 
 def _reparametrisation(client: Client, delta: Tensor, server_round: int) -> Reparametrisation:

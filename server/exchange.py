@@ -125,6 +125,11 @@ class Exchange:
         missing = len(nodes) - len(self.members)
         raise FedmaskError(f"{missing} of {len(nodes)} clients did not answer when they were sent the mask")
 
+    def wait_for_clients(self, grid: Grid, timeout: float) -> None:
+        """Until all are connected that were, at most `timeout` seconds: a deployed client may be on its way back."""
+        with suppress(FedmaskError):
+            _await_nodes(grid, len(self.members), timeout)
+
     # ---- after a resume ----------------------------------------------------------------------------------------
 
     @contextmanager
@@ -211,7 +216,10 @@ class Exchange:
         if not 0 <= client_id < self._settings.clients:
             raise FedmaskError(f"a node claims client_id {client_id}; there are 0 to {self._settings.clients - 1}")
         if client_id in self.members and self.members[client_id].node_id != node_id:
-            raise FedmaskError(f"two nodes claim client_id {client_id}; give every client a partition-id of its own")
+            raise FedmaskError(
+                f"two nodes claim client_id {client_id}; give every client an id of its own: client_id "
+                "in its client.yaml, partition-id in a simulation"
+            )
         if self._client_ids.get(node_id, client_id) != client_id:
             raise FedmaskError(f"client {self._client_ids[node_id]} claims to be client {client_id} now")
         return client_id

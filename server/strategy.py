@@ -319,6 +319,7 @@ class MaskedAveraging(Strategy):
                 if retries == self._server.max_retries:
                     raise FedmaskError(f"{error}; the run is stopped") from error
                 logging.getLogger("fedmask").warning("%s; the round is repeated", error)
+                self._exchange.wait_for_clients(grid, timeout)
                 continue
             assert stepped is not None
             assert metrics is not None

@@ -177,6 +177,13 @@ def _switch() -> Allowed:
     return Allowed("true or false", lambda value: value is not None and KEYS["overwrite"].allowed.read(value))
 
 
+def _address(value: object) -> str:
+    host, _, port = str(value).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError
+    return str(value)
+
+
 def _source() -> Allowed:
     of_a_run = KEYS["data.source"].allowed
     choices = {name: meaning for name, meaning in (of_a_run.choices or {}).items() if name != OWN}
@@ -193,7 +200,7 @@ _COUNT, _ID, _TEXT = (KEYS[key].allowed for key in ("rounds", "seed", "model.nam
 _PATHS = ("authority", "key", "folder", "data.root", "model_path")
 _ALLOWED: Mapping[str, Allowed] = {
     "client_id": _ID,
-    "superlink": Allowed("host:port of the server", _TEXT.read),
+    "superlink": Allowed("host:port of the server", _address),
     "authority": Allowed("the file of the server's authority", _TEXT.read),
     "key": Allowed("the file of this client's key", _TEXT.read),
     "folder": Allowed("a folder", _TEXT.read),

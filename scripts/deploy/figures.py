@@ -14,6 +14,7 @@ figures.json, the runs and the logs. Needs Linux's /proc.
 
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> None:
     rounds, idle_seconds = (_whole(given, key, default) for key, default in (("rounds", 12), ("idle_seconds", 120)))
     overrides = (*DEFAULTS, *(each for each in arguments if each.partition("=")[0] not in OWN_KEYS))
     commit = commit_of(flower.ROOT)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that its processes end with it
     with deployment(output, overrides) as trial:
         idle(trial, idle_seconds)
         short_run(trial)

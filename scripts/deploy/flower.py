@@ -47,13 +47,18 @@ def superlink(folder: Path, keys: Path, port: int) -> list[str]:
 
     Raises FedmaskError where a file of `make_keys.py server` lacks.
     """
-    for name in (AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY):
-        if not (keys / name).is_file():
-            raise FedmaskError(f"{keys / name}: there is none; make it with make_keys.py server folder={keys}")
+    check_keys(keys)
     tls = ["--ssl-ca-certfile", keys / AUTHORITY, "--ssl-certfile", keys / SERVER_CERTIFICATE]
     tls += ["--ssl-keyfile", keys / SERVER_KEY]
     where = ["--host", LOOPBACK, "--port", port, "--database", folder.resolve() / "state.db"]
     return _command("flower-superlink", [*tls, "--enable-supernode-auth", *where])
+
+
+def check_keys(keys: Path) -> None:
+    """Raises FedmaskError where a file of `make_keys.py server` lacks."""
+    for name in (AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY):
+        if not (keys / name).is_file():
+            raise FedmaskError(f"{keys / name}: there is none; make it with make_keys.py server folder={keys}")
 
 
 def supernode(file: Path, own: ClientFile, port: int) -> list[str]:
@@ -87,9 +92,15 @@ def run(overrides: Sequence[str]) -> list[str]:
 
     Raises FedmaskError for what Flower's run configuration cannot hold.
     """
-    if any('"' in override or "\\" in override for override in overrides):
-        raise FedmaskError("overrides travel in double quotes of Flower's: write single ones, and no backslash")
+    for override in overrides:
+        if not override.isprintable() or any(sign in override for sign in "'\"\\"):
+            raise FedmaskError(f"{override!r}: overrides travel in quotes of Flower's: no quote in them, no backslash")
     return _command("flwr", ["run", ROOT, CONNECTION, "--stream", "--run-config", f'hydra="{shlex.join(overrides)}"'])
+
+
+def stop(run_id: str) -> list[str]:
+    """End a run before its end."""
+    return _command("flwr", ["stop", run_id, CONNECTION])
 
 
 def runs() -> list[str]:

@@ -41,6 +41,7 @@ _DECODED = {"content-encoding"}
 def main(arguments: list[str]) -> None:
     given = read_arguments(arguments, ("keys", "host", "port", "server_port"), required=("keys",))
     keys = Path(given["keys"])
+    flower.check_keys(keys)
     behind = f"https://{flower.LOOPBACK}:{port_number(given, 'server_port', SERVER_PORT)}"
     uvicorn.run(
         gate(behind, ssl.create_default_context(cafile=str(keys / AUTHORITY))),

@@ -50,13 +50,17 @@ def keep_running(command: Sequence[str], environment: Mapping[str, str]) -> NoRe
     """Start a process again whenever it has ended; whoever ends this one ends that one too."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     while True:
-        process = subprocess.Popen(command, env=environment)
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
         try:
             code = process.wait()
         finally:
             process.terminate()
             process.wait()
-        print(f"the client's process has ended with code {code}; next try in {PAUSE_SECONDS:.0f} s", file=sys.stderr)
+        print(
+            f"the client's process has ended with code {code}; next try in {PAUSE_SECONDS:.0f} s (305: the server does "
+            "not take this client: not registered yet, or its last process was killed less than a minute ago)",
+            file=sys.stderr,
+        )
         time.sleep(PAUSE_SECONDS)
 
 

@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> None:
     given = read_arguments(arguments, ("folder", "keys", "port"), required=("folder", "keys"))
     folder, keys, port = Path(given["folder"]), Path(given["keys"]), port_number(given, "port", PORT)
     command = flower.superlink(folder, keys, port)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # its database holds messages: updates in the clear
     flower.connect(folder, keys, port)
     os.execve(command[0], command, flower.environment(flower.server_home(folder)))
 

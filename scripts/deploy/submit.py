@@ -3,13 +3,14 @@
     python scripts/deploy/submit.py folder=DIR clients=3 [key=value ...]
 
 folder: the server's. All else are the overrides of simulate.py; data=own is set, for clients have their own data. A
-run that was stopped is taken up with resume=RUN.
+run that was stopped is taken up with resume=RUN. Ctrl-C stops the run.
 """
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,6 +22,7 @@ from fedmask.errors import FedmaskError
 
 COMPLETED = "finished:completed"
 _FOLDERS = ("output=", "resume=")
+_STARTED = re.compile(r"Successfully started run (\d+)")
 
 
 def main(arguments: list[str]) -> None:
@@ -29,21 +31,42 @@ def main(arguments: list[str]) -> None:
         raise FedmaskError("folder=DIR: must be the folder of a server that start_server.py has started")
     given = [argument for argument in arguments if not argument.startswith("folder=")]
     environment = flower.environment(flower.server_home(Path(folders[0])))
-    subprocess.run(flower.run(overrides(given)), env=environment, check=False)
+    run_id = followed(flower.run(overrides(given)), environment)
+    if run_id is None:
+        raise FedmaskError("no run was begun; see above (does the server of this folder run? start_server.py)")
     # What `flwr run` says of itself is not what became of the run.
     listed = subprocess.run(flower.runs(), env=environment, capture_output=True, text=True, check=False)
-    if (status := newest_status(listed.stdout)) != COMPLETED:
+    if (status := status_of(run_id, listed.stdout)) != COMPLETED:
         raise FedmaskError(
             f"the run did not come to its end: {status}; a run folder with rounds is taken up by resume="
         )
 
 
-def newest_status(listed: str) -> str:
-    """Of the run that was begun last. listed: JSON, what `flwr ls` prints. "unknown" where it has none."""
+def followed(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """Show what `flwr run` says until its end; returns the id of the run that it began, None where it began none.
+
+    An interrupt stops the run as well: by itself it would go on without whoever submitted it.
+    """
+    run_id = None
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                if run_id is None and (found := _STARTED.search(line)):
+                    run_id = found[1]
+        except KeyboardInterrupt:
+            if run_id is not None:
+                subprocess.run(flower.stop(run_id), env=environment, check=False)
+            raise
+    return run_id
+
+
+def status_of(run_id: str, listed: str) -> str:
+    """Of a run. listed: JSON, what `flwr ls` prints. "unknown" where it does not have it."""
     try:
-        runs = json.loads(listed)["runs"]
-        return str(max(runs, key=lambda run: str(run["pending-at"]))["status"])
-    except (ValueError, KeyError, TypeError):
+        return str(next(run["status"] for run in json.loads(listed)["runs"] if str(run["run-id"]) == run_id))
+    except (ValueError, KeyError, TypeError, StopIteration):
         return "unknown"
 
 

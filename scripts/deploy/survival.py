@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from deploy import flower, submit
@@ -75,11 +76,19 @@ def _kill(trial: Trial, name: str) -> None:
 
 def _hang(trial: Trial, name: str) -> None:
     """Until after the round's time is over."""
-    for number in (stopped := processes_of(trial.site.folder / name)):
-        os.kill(number, signal.SIGSTOP)
+    stopped = set[int]()
+    while more := set(processes_of(trial.site.folder / name)) - stopped:  # one may be starting another
+        for number in more:
+            _signal(number, signal.SIGSTOP)
+        stopped |= more
     time.sleep(HARM_SECONDS)
     for number in stopped:
-        os.kill(number, signal.SIGCONT)
+        _signal(number, signal.SIGCONT)
+
+
+def _signal(process_id: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        os.kill(process_id, number)
 
 
 def _cut_off(trial: Trial, name: str) -> None:

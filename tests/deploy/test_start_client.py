@@ -63,18 +63,33 @@ def test_a_key_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) 
     assert not (tmp_path / "state").exists()
 
 
-def test_a_supernode_that_leaves_its_loop_ends_though_a_thread_of_it_goes_on(tmp_path: Path) -> None:
-    cli = tmp_path / "flwr" / "supernode" / "cli"
+def supernode(folder: Path, does: str) -> "subprocess.Popen[str]":
+    """scripts/deploy/supernode.py with a stand-in for Flower's program, which does this."""
+    cli = folder / "flwr" / "supernode" / "cli"
     cli.mkdir(parents=True)
     for package in (cli.parent, cli.parent.parent):
         (package / "__init__.py").touch()
-    (cli / "__init__.py").write_text(
-        "import threading, time\n"
-        "def flower_supernode():\n"
-        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "    print('left its loop')\n"
+    (cli / "__init__.py").write_text(f"import threading, time\ndef flower_supernode():\n    {does}\n")
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPTS / "deploy" / "supernode.py")],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    command = [sys.executable, str(SCRIPTS / "deploy" / "supernode.py")]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert (ended.returncode, ended.stdout) == (1, "left its loop\n")
+
+
+def test_a_supernode_that_leaves_its_loop_ends_though_a_thread_of_it_goes_on(tmp_path: Path) -> None:
+    with supernode(tmp_path, "threading.Thread(target=time.sleep, args=(600,)).start(); print('left')") as process:
+        assert process.wait(300) == 1
+        assert process.stdout is not None
+        assert process.stdout.read() == "left\n"
+
+
+def test_a_supernode_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    with supernode(tmp_path, "print('begun', flush=True); time.sleep(600)") as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "begun\n"
+        process.stdin.close()
+        assert process.wait(300) == 1

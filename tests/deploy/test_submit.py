@@ -1,6 +1,7 @@
 """deploy.submit, deploy.flower, deploy.arguments: what a person gives, and what Flower's programs are told."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from deploy import flower
 from deploy.arguments import port_number, read_arguments, told_in_one_line
 from deploy.start_server import main as start_server
-from deploy.submit import main, newest_status, overrides
+from deploy.submit import followed, main, overrides, status_of
 from fedmask.errors import FedmaskError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -30,22 +31,52 @@ def test_a_resumed_run_has_what_it_had(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_overrides_travel_in_one_string_of_flowers() -> None:
     assert flower.run(["a=1", "output=a folder"])[-1] == "hydra=\"a=1 'output=a folder'\""
-    with pytest.raises(FedmaskError, match="write single ones"):
-        flower.run(['a="1"'])
+    for override in ('a="1"', "a='1'", "a=1\\", "a=1\n"):
+        with pytest.raises(FedmaskError, match="no quote in them, no backslash"):
+            flower.run([override])
 
 
-def test_the_newest_run_counts() -> None:
-    runs = [
-        {"pending-at": "2026-11-21T08:00:00Z", "status": "finished:failed"},
-        {"pending-at": "2026-11-21T09:00:00Z", "status": "finished:completed"},
-        {"pending-at": "2026-11-20T23:00:00Z", "status": "finished:stopped"},
+def test_the_run_that_was_begun_counts() -> None:
+    runs = [{"run-id": "7", "status": "finished:failed"}, {"run-id": 8, "status": "finished:completed"}]
+    listed = json.dumps({"success": True, "runs": runs})
+    assert [status_of(run_id, listed) for run_id in ("7", "8", "9")] == [
+        "finished:failed",
+        "finished:completed",
+        "unknown",
     ]
-    assert newest_status(json.dumps({"success": True, "runs": runs})) == "finished:completed"
+
+
+@pytest.mark.parametrize(
+    ("said", "run_id"), [("Using SuperLink\nSuccessfully started run 4711\nlog", "4711"), ("no", None)]
+)
+def test_what_flower_says_is_shown_and_names_the_run(
+    said: str, run_id: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert followed([sys.executable, "-c", f"print({said!r}); raise SystemExit(1)"], dict(os.environ)) == run_id
+    assert capfd.readouterr().out == said + "\n"
+
+
+def test_an_interrupt_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    stopped = tmp_path / "stopped"
+    stop = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+    monkeypatch.setattr(flower, "stop", lambda run_id: [sys.executable, "-c", stop, str(stopped), run_id])
+    monkeypatch.setattr("builtins.print", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        followed([sys.executable, "-c", "print('Successfully started run 4711')"], dict(os.environ))
+    assert not stopped.exists()  # it was interrupted before the id was known
+    shown = []
+    monkeypatch.setattr("builtins.print", lambda line, **_: interrupted() if shown else shown.append(line))
+    with pytest.raises(KeyboardInterrupt):
+        followed([sys.executable, "-c", "print('Successfully started run 4711'); print('log')"], dict(os.environ))
+    assert stopped.read_text() == "4711"
 
 
 @pytest.mark.parametrize("listed", ["", "no JSON", '{"runs": []}', '{"runs": [{}]}', "[]", '{"success": false}'])
 def test_a_list_without_runs_says_nothing_of_them(listed: str) -> None:
-    assert newest_status(listed) == "unknown"
+    assert status_of("7", listed) == "unknown"
 
 
 def test_a_folder_without_a_server_is_refused(tmp_path: Path) -> None:

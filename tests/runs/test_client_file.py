@@ -77,6 +77,12 @@ def test_all_faults_are_told_at_once(write: Write, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("superlink", ["server", "server:", ":9443", "server:0", "server:99999", "server:https"])
+def test_a_server_has_a_port(superlink: str, write: Write) -> None:
+    with pytest.raises(ConfigError, match=f"superlink={superlink}: must be host:port of the server"):
+        read_client_file(write(superlink=superlink))
+
+
 def test_limits_have_to_be_said(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"limits\.steps=null: must be a whole number of at least 1"):
         read_client_file(write(limits={"rounds": 10, "batch_size": 8}))

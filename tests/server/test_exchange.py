@@ -235,7 +235,10 @@ def introduced(**facts: object) -> Callable[[Message, Context], Message]:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"client_id": 0}, "two nodes claim client_id 0; give every client a partition-id of its own"),
+        (
+            {"client_id": 0},
+            "two nodes claim client_id 0; give every client an id of its own: client_id in its client.yaml",
+        ),
         ({"client_id": -1}, "a node claims client_id -1; there are 0 to 3"),
         ({"client_id": 4}, "a node claims client_id 4; there are 0 to 3"),
         ({"task": "x" * 201}, "client 1 has a task whose name is 201 characters long"),
