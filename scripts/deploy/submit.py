@@ -23,6 +23,8 @@ from fedmask.errors import FedmaskError
 COMPLETED = "finished:completed"
 _FOLDERS = ("output=", "resume=")
 _STARTED = re.compile(r"Successfully started run (\d+)")
+_CAUSE = re.compile(r"\bfedmask\.errors\.\w+: (.+)")
+"""The last line of what Flower shows of an error of ours."""
 
 
 def main(arguments: list[str]) -> None:
@@ -31,35 +33,39 @@ def main(arguments: list[str]) -> None:
         raise FedmaskError("folder=DIR: must be the folder of a server that start_server.py has started")
     given = [argument for argument in arguments if not argument.startswith("folder=")]
     environment = flower.environment(flower.server_home(Path(folders[0])))
-    run_id = followed(flower.run(overrides(given)), environment)
+    run_id, cause = followed(flower.run(overrides(given)), environment)
     if run_id is None:
         raise FedmaskError("no run was begun; see above (does the server of this folder run? start_server.py)")
     # What `flwr run` says of itself is not what became of the run.
     listed = subprocess.run(flower.runs(), env=environment, capture_output=True, text=True, check=False)
     if (status := status_of(run_id, listed.stdout)) != COMPLETED:
         raise FedmaskError(
-            f"the run did not come to its end: {status}; a run folder with rounds is taken up by resume="
+            cause or f"the run did not come to its end: {status}; a run folder with rounds is taken up by resume="
         )
 
 
-def followed(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """Show what `flwr run` says until its end; returns the id of the run that it began, None where it began none.
+def followed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Show what `flwr run` says until its end; returns the id of the run that it began and what this project's part of
+    it failed with, each None where there is none.
 
     An interrupt stops the run as well: by itself it would go on without whoever submitted it.
     """
-    run_id = None
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+    run_id = cause = None
+    live = {**environment, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=live, stdout=subprocess.PIPE, text=True, errors="replace") as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
                 print(line, end="", flush=True)
                 if run_id is None and (found := _STARTED.search(line)):
                     run_id = found[1]
+                if found := _CAUSE.search(line):
+                    cause = found[1]
         except KeyboardInterrupt:
             if run_id is not None:
                 subprocess.run(flower.stop(run_id), env=environment, check=False)
             raise
-    return run_id
+    return run_id, cause
 
 
 def status_of(run_id: str, listed: str) -> str:

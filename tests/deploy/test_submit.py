@@ -47,12 +47,17 @@ def test_the_run_that_was_begun_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "run_id"), [("Using SuperLink\nSuccessfully started run 4711\nlog", "4711"), ("no", None)]
+    ("said", "told"),
+    [
+        ("Using SuperLink\nSuccessfully started run 4711\nlog", ("4711", None)),
+        ("Successfully started run 8\nTraceback:\n  File\nfedmask.errors.FedmaskError: no rows", ("8", "no rows")),
+        ("no", (None, None)),
+    ],
 )
-def test_what_flower_says_is_shown_and_names_the_run(
-    said: str, run_id: str | None, capfd: pytest.CaptureFixture[str]
+def test_what_flower_says_is_shown_and_names_the_run_and_its_fault(
+    said: str, told: tuple[str | None, str | None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert followed([sys.executable, "-c", f"print({said!r}); raise SystemExit(1)"], dict(os.environ)) == run_id
+    assert followed([sys.executable, "-c", f"print({said!r}); raise SystemExit(1)"], dict(os.environ)) == told
     assert capfd.readouterr().out == said + "\n"
 
 
