@@ -169,8 +169,9 @@ def test_a_killed_starter_costs_no_message(site: Site) -> None:
 
 
 KEEPER = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes are begun without it
 sys.path.insert(0, sys.argv[1])
 from deploy.start_client import keep_running
 from deploy.warm.launch import warm
