@@ -8,6 +8,7 @@ run that was stopped is taken up with resume=RUN. Ctrl-C stops the run.
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -63,9 +64,18 @@ def followed(command: Sequence[str], environment: Mapping[str, str]) -> tuple[st
                     cause = found[1]
         except KeyboardInterrupt:
             if run_id is not None:
-                subprocess.run(flower.stop(run_id), env=environment, check=False)
+                stop(run_id, environment)
             raise
     return run_id, cause
+
+
+def stop(run_id: str, environment: Mapping[str, str]) -> None:
+    """End a run, however often somebody presses Ctrl-C meanwhile."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        subprocess.run(flower.stop(run_id), env=environment, check=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def status_of(run_id: str, listed: str) -> str:
