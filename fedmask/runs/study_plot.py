@@ -26,7 +26,8 @@ def score_against_bytes(study: Study, results: Mapping[tuple[str, str], Sequence
     lines = [row for row in study.rows.values() if (row.tuning or row.against) and row.name not in _LEVELS][:MAX_LINES]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": study.name, "font.size": 9, "axes.axisbelow": True}):
         figure = Figure(figsize=(10, 7), layout="constrained", facecolor="white")
-        panels = figure.subplots(-(-len(study.settings) // 2), 2, squeeze=False).flatten()
+        columns = min(2, len(study.settings))
+        panels = figure.subplots(-(-len(study.settings) // columns), columns, squeeze=False).flatten()
         for setting, axes in zip(study.settings.values(), panels, strict=False):
             for number, row in enumerate(lines):
                 _draw_line(axes, row.title, number, results.get((row.name, setting.name), ()))
