@@ -110,18 +110,19 @@ class Exchange:
 
         Raises FedmaskError where a client cannot take part or does not answer, or two nodes claim one client_id.
         """
-        deadline = time.monotonic() + timeout
+        deadline, seconds_left = time.monotonic() + timeout, timeout
         for _ in range(MASK_TRIES):
-            nodes = _await_nodes(grid, num_clients, _seconds_until(deadline))
+            nodes = _await_nodes(grid, num_clients, seconds_left)
             silent = [node_id for node_id in nodes if node_id not in self._client_ids]
             self._observer.stage_started(0, "mask", len(silent))
-            failed = self._introduce(grid, silent, 0, _seconds_until(deadline))
+            failed = self._introduce(grid, silent, 0, seconds_left)
             if failed:
                 raise FedmaskError(
                     f"{len(failed)} of {len(nodes)} clients cannot take part: {next(iter(failed.values()))}"
                 )
             if len(self.members) == len(nodes):
                 return
+            seconds_left = _seconds_until(deadline)
         missing = len(nodes) - len(self.members)
         raise FedmaskError(f"{missing} of {len(nodes)} clients did not answer when they were sent the mask")
 
