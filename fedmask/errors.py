@@ -31,6 +31,13 @@ class RejectedMessage(FedmaskError):  # noqa: N818 (what it names is the message
         self.cause = cause
 
 
+def cause_line(error: BaseException) -> str:
+    """What another library's exception says, on one printable line: its last line with words in it, where libraries put
+    the reason; the exception's type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
+    return _one_line(lines[-1]) if lines else type(error).__name__
+
+
 def _one_line(text: str) -> str:
     shown = text if len(text) <= MAX_DETAIL_CHARACTERS else f"{text[:MAX_DETAIL_CHARACTERS]}..."
     # A peer's escape sequences would reach the terminal.

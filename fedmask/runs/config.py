@@ -718,6 +718,10 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return asdict(config)
 
 
+ADDED_LATER: Mapping[str, object] = {}
+"""Keys that the config.yaml of an older run lacks, and the value that each had before it was a key."""
+
+
 def from_yaml(text: str) -> RunConfig:
     """The configuration in the text of a run folder's config.yaml. Raises ConfigError like `build`."""
     try:
@@ -726,7 +730,18 @@ def from_yaml(text: str) -> RunConfig:
         raise ConfigError([f"not YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(raw, dict):
         raise ConfigError([f"not a configuration: expected a mapping of keys to values, found {shown(raw)}"])
-    return build(raw)
+    return build(_with_added_keys(raw))
+
+
+def _with_added_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """An older run's mapping with the keys that came later, where their section is there."""
+    filled = {name: dict(value) if isinstance(value, Mapping) else value for name, value in raw.items()}
+    for key, value in ADDED_LATER.items():
+        section, dot, entry = key.partition(".")
+        target = filled.get(section) if dot else filled
+        if isinstance(target, dict):
+            target.setdefault(entry or section, value)
+    return filled
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from ray.cluster_utils import Cluster
 
-import fedmask.models
+import fedmask.models.loading
 from client.app import app as client_app
 from fedmask.errors import FedmaskError
 from fedmask.runs.config import RayConfig
@@ -70,7 +70,7 @@ def watched(notes: Path) -> Callable[[Message, Context], Message]:
         if number == 2 and trains and not (notes / "mend").exists():
             raise ValueError("no disk\nleft")
         reply = client_app(message, context)
-        loads = fedmask.models._load_base.cache_info().misses
+        loads = fedmask.models.loading._load_base.cache_info().misses
         noted = f"{loads} {len(pickle.dumps(context))} {serialised_bytes(message) + serialised_bytes(reply)}"
         (notes / f"{os.getpid()}-{message.metadata.message_id}").write_text(noted)
         return reply

