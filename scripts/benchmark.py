@@ -3,8 +3,8 @@
     python scripts/benchmark.py section=NAME|all [output=DIR] [trial=true]
     python scripts/benchmark.py readme=true [output=DIR]
 
-NAME is mask, step, switch, aggregate, codec, simulate, checkpoint or inference. Prints a table a section and writes
-DIR/benchmark.json (by default runs/benchmark), a list of rows `section`, `work`, `variant`, `rival`, `value`,
+NAME is mask, step, threads, switch, aggregate, codec, simulate, checkpoint or inference. Prints a table a section and
+writes DIR/benchmark.json (by default runs/benchmark), a list of rows `section`, `work`, `variant`, `rival`, `value`,
 `rival_value`, `unit`, `ratio` (how many times better fedmask is: above 1 is better), `target` (the least ratio; null
 where a row only informs) and `met`. DIR/machine.json says where and with what. All rows so far are on disk at any
 moment. trial=true runs everything on tiny models with few repeats, to see that it runs. readme=true measures nothing:
@@ -38,7 +38,7 @@ from fedmask.runs.console import console
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("section", "output", "trial", "readme")
-SECTIONS = ("mask", "step", "switch", "aggregate", "codec", "simulate", "checkpoint", "inference")
+SECTIONS = ("mask", "step", "threads", "switch", "aggregate", "codec", "simulate", "checkpoint", "inference")
 """In the order of section=all; each is a module of scripts/benchmarks with a function `rows(settings)`."""
 REPEATS = 7
 
