@@ -22,5 +22,6 @@ def busy_line(wall_seconds: float, cpu_seconds: float, threads: int) -> str | No
         return None
     return (
         f"the round took {wall_seconds:.1f} s for {cpu_seconds:.1f} s of CPU time on threads={threads}: other "
-        "processes take this machine's cores; wait for them, or take fewer threads (another number of threads gives other bits)"
+        "processes take this machine's cores; wait for them, or take fewer threads "
+        "(another number of threads gives other bits)"
     )
