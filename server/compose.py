@@ -52,9 +52,9 @@ _LEFT_OPEN = ("data.tasks", "threads", "output")
 def compose(overrides: Sequence[str]) -> RunConfig:
     """The checked configuration of `conf/config.yaml` with `key=value` overrides, as given on the command line.
 
-    With `resume=DIR` it is that of DIR/config.yaml, and no override may differ from it. Else `GROUP=NAME` takes
-    conf/GROUP/NAME.yaml; of a key given twice the last counts. Lists are written `[a,b]`; a text with special
-    characters stands in quotes, but `model.path`, `data.root`, `output` and `resume` are taken as written.
+    With `resume=DIR` it is that of DIR/config.yaml, and no override may differ from it but a larger `rounds=`. Else
+    `GROUP=NAME` takes conf/GROUP/NAME.yaml; of a key given twice the last counts. Lists are written `[a,b]`; a text
+    with special characters stands in quotes, but `model.path`, `data.root`, `output` and `resume` are taken as written.
     Raises ConfigError with all faults of syntax, names, types, ranges and contradictions, one line each.
     """
     choices: dict[str, str] = {}
@@ -98,12 +98,17 @@ def _resumed(choices: Mapping[str, str], values: Mapping[str, object], faults: S
         raise ConfigError(
             [*faults, *(f"resume={shown(folder)}: {CONFIG}: {fault}" for fault in error.faults)]
         ) from error
-    config = replace(saved, resume=folder, output=folder)
+    config = replace(saved, resume=folder, output=folder, rounds=_more_rounds(values.get("rounds"), saved.rounds))
     held = flat(to_dict(config))
     faults = [*faults, *_differences(_given(choices, values), held), *_path_faults(held)]
     if faults:
         raise ConfigError(faults)
     return config
+
+
+def _more_rounds(given: object, saved: int) -> int:
+    """The rounds that a run has from now on: the number given where it is larger than its own."""
+    return given if type(given) is int and given > saved else saved
 
 
 def _given(choices: Mapping[str, str], values: Mapping[str, object]) -> dict[str, object]:
@@ -137,7 +142,8 @@ def _differences(given: Mapping[str, object], held: Mapping[str, object]) -> Ite
         # A folder may be written in several ways.
         is_same = _is_same_folder(read, held[key]) if key == "output" else read == held[key]
         if not is_same:
-            yield f"{key}={shown(read)}: the run to resume has {key}={shown(held[key])}; leave it out"
+            remedy = "leave it out" + (", or give more of them" if key == "rounds" else "")
+            yield f"{key}={shown(read)}: the run to resume has {key}={shown(held[key])}; {remedy}"
 
 
 def _is_same_folder(one: object, other: object) -> bool:

@@ -465,7 +465,8 @@ class RunConfig:
     resume: Annotated[
         str | None,
         "Folder of a run that was stopped: it goes on after its last finished round, and ends as if it had never "
-        "stopped. Its own config.yaml says all else; what is given beside may not differ from it",
+        "stopped. Its own config.yaml says all else; what is given beside may not differ from it, but rounds= may be "
+        "larger: a finished run then trains on, as if it had had so many rounds from the start",
         _or_null(_text("a folder"), "a new run"),
     ]
 
