@@ -174,7 +174,7 @@ def _check_numbers_and_names(choices: Mapping[str, str]) -> None:
 
 def _defaults(file: Path) -> dict[str, str | None]:
     """The group files that a file takes, by group."""
-    entries = read_mapping_file(file).values.get("defaults") or ()
+    entries = read_mapping_file(file).content.get("defaults") or ()
     choices = (choice for entry in entries if isinstance(entry, dict) for choice in entry.items())
     return {group.removeprefix("override").strip(" /"): name for group, name in choices}
 

@@ -127,7 +127,7 @@ class ClientFile:
 def read_client_file(path: Path) -> ClientFile:
     """Raises ConfigError with every fault of the file, one line each."""
     found = read_mapping_file(path)
-    given, faults = dict(_leaves(found.values)), list[str]()
+    given, faults = dict(_leaves(found.content)), list[str]()
     unknown = [key for key in given if key not in _ALLOWED]
     faults += [f"{path}: {shown(key)}: no such key; there are {', '.join(_ALLOWED)}" for key in unknown]
     values: dict[str, Any] = {}

@@ -731,7 +731,7 @@ ADDED_LATER: Mapping[str, object] = {}
 def from_yaml(text: str) -> RunConfig:
     """The configuration in the text of a run folder's config.yaml. Raises ConfigError like `build`."""
     found = read_mapping(text)
-    return build(_with_added_keys(found.values), found.written)
+    return build(_with_added_keys(found.content), found.written)
 
 
 def _with_added_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -784,7 +784,7 @@ def _other_type(key: str, value: object, allowed: Allowed, written: str | None) 
     if is_allowed([value], allowed):
         return f"; a list is written {key}=[{value}]"
     plain = plain_value(value)
-    return f"; this is a text: write {_decimal(plain)} without quotes" if is_allowed(plain, allowed) else ""
+    return f"; this is a text: write {decimal(plain)} without quotes" if is_allowed(plain, allowed) else ""
 
 
 def is_allowed(value: object, allowed: Allowed) -> bool:
@@ -806,7 +806,7 @@ def plain_value(text: str) -> object:
     return text
 
 
-def _decimal(value: object) -> str:
+def decimal(value: object) -> str:
     """As YAML reads it: 1e-05 is a text there, 1.0e-05 a number."""
     text = shown(value)
     return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text

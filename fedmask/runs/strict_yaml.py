@@ -39,36 +39,43 @@ _OTHER_BASES = {"_": "with underscores", ":": "in base 60", "x": "in base 16", "
 
 
 @dataclass(frozen=True)
-class YamlMapping:
+class Document:
     """What a file says."""
 
-    values: Mapping[str, Any]
-    """Nested mappings with texts as keys, lists, texts, numbers, truth values and None."""
+    content: Any
+    """Mappings with texts as keys, lists, texts, numbers, truth values and None."""
     written: Mapping[str, str]
     """By dotted key, with [i] behind a list's, how a value stands in the file that is no text and no collection."""
 
 
-def read_mapping_file(path: Path) -> YamlMapping:
+def read_mapping_file(path: Path) -> Document:
     """As read_mapping, from a file in UTF-8; each fault begins with its path."""
     try:
-        return read_mapping(_text_of(path))
+        return read_mapping(text_of(path))
     except ConfigError as error:
         raise ConfigError([f"{path}: {fault}" for fault in error.faults]) from error
 
 
-def read_mapping(text: str) -> YamlMapping:
+def read_mapping(text: str) -> Document:
+    """As read_document, of a document whose content is a mapping."""
+    found = read_document(text)
+    if not isinstance(found.content, dict):
+        raise ConfigError([f"not a configuration: expected a mapping of keys to values, found {_shown(found.content)}"])
+    return found
+
+
+def read_document(text: str) -> Document:
     """Raises ConfigError with every fault, one line each, which begins with its place where it has one."""
     loader, node = _parsed(_bounded(text))
     reader = _Reader(loader)
-    values = None if node is None else reader.value(node, "")
+    content = None if node is None else reader.value(node, "")
     if reader.faults:
         raise ConfigError(reader.faults)
-    if not isinstance(values, dict):
-        raise ConfigError([f"not a configuration: expected a mapping of keys to values, found {_shown(values)}"])
-    return YamlMapping(values, reader.written)
+    return Document(content, reader.written)
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Of a file in UTF-8. Raises ConfigError where there is none, or one that is no such text, or too large."""
     if path.is_dir():
         raise ConfigError(["is a folder; name a file"])
     if not path.is_file():
