@@ -13,9 +13,11 @@ it rewrites the table in the README from DIR.
 Torch has as many threads as there are cores, unless OMP_NUM_THREADS says otherwise. Leave the machine alone meanwhile.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +25,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from benchmarks.rows import Row, Settings
 from fedmask.errors import FedmaskError

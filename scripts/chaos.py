@@ -16,8 +16,10 @@ the command can be stopped at any moment and given again.
 report=true rewrites the tables in docs/reliability.md and in the README from DIR/chaos.json.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import json
-import os
 import shlex
 import sys
 import time
@@ -26,11 +28,6 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from faults.outcome import Outcome, Settings
 from fedmask.errors import FedmaskError

@@ -7,17 +7,17 @@ another, its lengths made huge; and random bytes behind its header, or alone. Pr
 decoder raised anything else, returned anything else, or held more memory than the vector and the bytes account for.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import struct
 import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedmask.errors import CodecError, FedmaskError
 from fedmask.runs.console import console

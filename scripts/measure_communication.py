@@ -15,10 +15,12 @@ rivals would send stands beside, by formula (`fedmask.wire.projections`) and lab
 travels, scoring messages, HTTP and TLS come on top of what the table says; seconds are bytes over the rate of the link.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import csv
 import io
 import json
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -30,12 +32,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically

@@ -7,13 +7,14 @@ Hugging Face model folder in the base's dtype, its weights bit-identical to base
 keeps under clients/, `fedmask.load_classifier(FOLDER)` maps texts to labels.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedmask.errors import FedmaskError
 from fedmask.runs.command import exit_code

@@ -3,19 +3,15 @@
 overrides -> checked configuration -> federation on a runtime -> run folder and a table.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import dataclasses
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.runs.command import exit_code
 from fedmask.runs.config import RunConfig

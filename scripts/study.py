@@ -12,9 +12,11 @@ report=true rewrites docs/studies/NAME.md, its plot and results (NAME.jsonl), an
 finished cells alone; for a file of your own it writes page, plot and results into DIR.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import json
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -25,11 +27,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from fedmask.errors import FedmaskError
 from fedmask.files import locked, write_atomically

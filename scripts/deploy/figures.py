@@ -12,18 +12,21 @@ Client 0 is a warm one. Other keys are those of simulate.py, for all runs; by de
 figures.json, the runs and the logs. Needs Linux's /proc.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import json
 import shlex
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy import flower
 from deploy.arguments import told_in_one_line

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import preparation
 from deploy.make_keys import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
@@ -22,13 +23,7 @@ LOOPBACK = "127.0.0.1"
 CONNECTION = "fedmask"
 """The name under which `flwr` finds the server in its configuration."""
 
-_QUIET = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+_QUIET = {**preparation.QUIET, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 
 
 def environment(flower_home: Path) -> dict[str, str]:

@@ -7,21 +7,24 @@ it started. DIR holds what a run leaves (adapter.safetensors, communication.json
 what server and clients keep, with their logs. Other keys are those of simulate.py. Needs Linux's /proc.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import os
 import signal
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import yaml  # type: ignore[import-untyped]
 

@@ -7,11 +7,17 @@ submitting code, which asks for no password. It listens on its own machine alone
 on to it (POST /v1/fleet/NAME, of at most 64 MiB), and answers everything else with 404.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import re
 import ssl
-import sys
 from collections.abc import Mapping, Set
-from pathlib import Path
 
 import httpx
 import uvicorn
@@ -19,9 +25,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy import flower
 from deploy.arguments import port_number, read_arguments, told_in_one_line

@@ -5,12 +5,15 @@
 folder: the server's. key: what `make_keys.py client` made on the client; nobody without the key beside it gets in.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import preparation  # noqa: F401
+
+# isort: split
+import subprocess
 
 from deploy import flower
 from deploy.arguments import read_arguments, told_in_one_line

@@ -10,17 +10,20 @@ Where Flower's process ends, it is started again after 10 seconds: a server refu
 (yet), and for up to a minute one whose last process was killed, which it takes to be there still.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import NoReturn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy import flower
 from deploy.arguments import port_number, read_arguments, told_in_one_line

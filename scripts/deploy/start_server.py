@@ -7,12 +7,15 @@ listens on this machine alone, because whoever reaches its port can run code on 
 lets clients through, and nothing else.
 """
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import preparation  # noqa: F401
+
+# isort: split
+import os
 
 from deploy import flower
 from deploy.arguments import port_number, read_arguments, told_in_one_line

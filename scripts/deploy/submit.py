@@ -6,16 +6,19 @@ folder: the server's. All else are the overrides of simulate.py; data=own is set
 run that was stopped is taken up with resume=RUN. Ctrl-C stops the run.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy import flower
 from deploy.arguments import told_in_one_line
