@@ -32,11 +32,13 @@ from deploy import flower
 from deploy.arguments import told_in_one_line
 from deploy.counting import CountedGate, CountingProxy
 from deploy.local_demo import TASKS, Site, running
+from deploy.submit import checked
 from deploy.survival import survival
 from deploy.trial import Trial
 from deploy.undisturbed import idle, short_run
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
+from fedmask.runs.command import own_arguments
 from fedmask.runs.commit import commit_of
 from fedmask.runs.markers import replaced_between
 
@@ -49,8 +51,8 @@ DEFAULTS += (f"clients={len(TASKS)}", "score_every=100", "score_test=false")
 
 
 def main(arguments: list[str]) -> None:
-    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in OWN_KEYS}
-    if not given.get("output"):
+    given, others = own_arguments(arguments, OWN_KEYS, paths=("output",))
+    if "output" not in given:
         raise FedmaskError("give output=DIR")
     output = Path(given["output"]).resolve()
     if given.get("report") == "true":
@@ -59,7 +61,8 @@ def main(arguments: list[str]) -> None:
     if output.exists():
         raise FedmaskError(f"output={output}: is there already; name a new folder")
     rounds, idle_seconds = (_whole(given, key, default) for key, default in (("rounds", 12), ("idle_seconds", 120)))
-    overrides = (*DEFAULTS, *(each for each in arguments if each.partition("=")[0] not in OWN_KEYS))
+    overrides = (*DEFAULTS, *others)
+    checked(["data=own", *overrides])
     commit = commit_of(flower.ROOT)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that its processes end with it
     with deployment(output, overrides) as trial:

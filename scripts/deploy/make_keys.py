@@ -20,6 +20,7 @@ import preparation  # noqa: F401
 # isort: split
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -34,6 +35,7 @@ from fedmask.errors import FedmaskError
 VALID = timedelta(days=365)
 OWN_HOSTS = ("localhost", "127.0.0.1")
 AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY = "authority.crt", "server.crt", "server.key"
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 CLIENT_KEY, CLIENT_PUBLIC_KEY = "client.key", "client.pub"
 
 
@@ -111,9 +113,14 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _general_name(host: str) -> x509.GeneralName:
+    """Raises FedmaskError for what can be no host's name, such as one with a port."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not _HOST.fullmatch(host):
+            raise FedmaskError(
+                f"hosts={host}: must be names or IP addresses, with a comma between them, without port or https://"
+            ) from None
         return x509.DNSName(host)
 
 
