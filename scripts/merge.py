@@ -1,11 +1,12 @@
 """Merge an adapter into its base model:
 
-    python scripts/merge.py adapter=RUN|FILE output=FOLDER [model=NAME | model.path=FOLDER] [head=FILE]
+    python scripts/merge.py adapter=FILE output=FOLDER [model=NAME | model.path=FOLDER] [head=FILE]
 
-The base is found by the adapter's own name, or given; weights, tokenizer and settings must be the adapter's. FOLDER
-becomes an ordinary Hugging Face model folder in the base's dtype; it is read back, and its weights are bit-identical to
-base plus delta. With a head of the same run, which keeps them under clients/, `fedmask.load_classifier(FOLDER)` maps
-texts to labels; without fedmask, transformers does with trust_remote_code=True, by code that lies in FOLDER.
+FILE may be the folder of the run, or of the client, that has it. The base is found by the adapter's own name, or given;
+weights, tokenizer and settings must be the adapter's. FOLDER becomes an ordinary Hugging Face model folder in the
+base's dtype; it is read back, and its weights are bit-identical to base plus delta. With a head of the same run, which
+keeps them under clients/, `fedmask.load_classifier(FOLDER)` maps texts to labels; so does transformers without fedmask,
+with trust_remote_code=True, by code that lies in FOLDER.
 """
 
 import shutil
@@ -125,16 +126,15 @@ def _whole_or_not_there(output: Path) -> Iterator[Path]:
 
 
 def _tell(output: Path, delta: "Delta", base: "BaseModel", layout: "HeadLayout | None") -> None:
-    """What was written, what loads it and what does not."""
-    folder = str(output)
-    print(f"{output}: {base.name} with {delta.values.size:,} changed entries, read back and found equal bit for bit")
-    print(f"the encoder: AutoModel.from_pretrained({folder!r})")
+    """What was written and read back, what loads it and what does not."""
+    folder = repr(str(output))
+    print(f"{output}: {base.name} with {delta.values.size:,} changed entries; AutoModel.from_pretrained loads it")
     if layout is None:
         print("no head is in it: AutoModelForSequenceClassification would make one up; merge with head=FILE for one")
         return
-    print(f"with its head for {layout.task}: fedmask.load_classifier({folder!r}), or without fedmask")
-    print(f"  pipeline('text-classification', {folder!r}, trust_remote_code=True)")
-    print(f"  AutoModelForSequenceClassification.from_pretrained({folder!r}, trust_remote_code=True)")
+    print(f"with its head: fedmask.load_classifier({folder})")
+    print(f"without fedmask: pipeline('text-classification', {folder}, trust_remote_code=True), or")
+    print(f"                 AutoModelForSequenceClassification.from_pretrained({folder}, trust_remote_code=True)")
     print("not without trust_remote_code=True: transformers would make up a head of random numbers")
 
 
@@ -182,10 +182,10 @@ def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
             overrides.append(argument)
         else:
             raise FedmaskError(
-                f"{argument}: unknown; give adapter=RUN output=FOLDER and, if need be, model=, model.path=, head=FILE"
+                f"{argument}: unknown; give adapter=FILE output=FOLDER and, if need be, model=, model.path=, head=FILE"
             )
     if missing := [key for key in ("adapter", "output") if not own.get(key)]:
-        raise FedmaskError(f"missing: {', '.join(f'{key}=' for key in missing)}; give adapter=RUN output=FOLDER")
+        raise FedmaskError(f"missing: {', '.join(f'{key}=' for key in missing)}; give adapter=FILE output=FOLDER")
     return own, overrides
 
 

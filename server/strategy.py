@@ -172,8 +172,9 @@ class MaskedAveraging(Strategy):
             )
         if state.inputs_digest and state.inputs_digest != self._settings.inputs_digest:
             raise FedmaskError(
-                f"the run was begun with a base model of another tokenizer or other settings (inputs digest "
-                f"{state.inputs_digest[:12]}, now {self._settings.inputs_digest[:12]}); resume it where its base model is"
+                "the run was begun with a base model of another tokenizer or other settings (inputs digest "
+                f"{state.inputs_digest[:12]}, this one's is {self._settings.inputs_digest[:12]}); resume it where its "
+                "base model is"
             )
         self._resumed = state
         self.state = GlobalState(state.delta, dict(state.heads), version=state.round)

@@ -27,8 +27,8 @@ TOKENIZER = "tokenizer"
 """The name under which `inputs` has 16 hex digits of the tokenizer's digest."""
 
 _OUTPUTS_DO_NOT_DEPEND = re.compile(
-    r"(?!token_dropout$).*(dropout|layerdrop)"  # ESM scales its embeddings by token_dropout, in evaluation too
-    r"|.*(initializer|init_std)"
+    r"(?!token_dropout$).*(dropout|layerdrop).*"  # ESM scales its embeddings by token_dropout, in evaluation too
+    r"|.*(initializer|init_std).*"
     r"|(bos|eos|cls|sep|decoder_start)_token_id|(bos|eos)_index"
     r"|(classifier|summary|pooler|decoder)_.*|problem_type"
     r"|use_cache|tie_word_embeddings|gradient_checkpointing|deterministic_flash_attn|reference_compile"
