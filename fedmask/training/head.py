@@ -129,17 +129,13 @@ def load_head_origin(path: Path) -> HeadOrigin | None:
     if "base" not in facts:
         return None
     try:
-        base = facts["base"]
-        return HeadOrigin(
-            base_name=str(base["name"]),
-            base_digest=str(base["digest"]),
-            inputs=dict(base["inputs"]),
-            run=str(facts["run"]),
-            max_length=int(facts["max_length"]),
-            pairs=bool(facts["pairs"]),
-        )
+        base, told = facts["base"], (facts["run"], facts["max_length"], facts["pairs"])
+        origin = HeadOrigin(str(base["name"]), str(base["digest"]), dict(base["inputs"]), *told)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+    if tuple(map(type, told)) != (str, int, bool):
+        raise _damaged(path, TypeError(f"run, max_length and pairs are {told}"))
+    return origin
 
 
 def _damaged(path: Path, error: Exception) -> FedmaskError:
