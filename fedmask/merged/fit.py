@@ -66,6 +66,10 @@ def check_folder(
     check_inputs(base.inputs, facts.inputs, f"the model that was merged into {folder}", "merge again")
     if layout.task != facts.task:
         raise FedmaskError(f"{folder}: its head is of task {layout.task}, merged was one of {facts.task}; merge again")
+    of_config: dict[int, str] = base.encoder.config.id2label  # type: ignore[union-attr, assignment]
+    if layout.output_names != (merged := tuple(of_config[index] for index in sorted(of_config))):
+        found, named = ", ".join(layout.output_names), ", ".join(merged)
+        raise FedmaskError(f"{folder}: its head has the labels {found}, merged was one of {named}; merge again")
     if origin is None:
         return
     if facts.run and origin.run and origin.run != facts.run:

@@ -75,9 +75,8 @@ def _describe(config: Any, facts: MergedFacts, layout: HeadLayout | None) -> Non
     setattr(config, SECTION, asdict(facts))
     if layout is None:
         return
-    names = layout.labels or (layout.task,)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
+    config.id2label = dict(enumerate(layout.output_names))
+    config.label2id = {name: index for index, name in enumerate(layout.output_names)}
     config.problem_type = "regression" if layout.labels is None else "single_label_classification"
     config.auto_map = {"AutoModelForSequenceClassification": _MODEL_CLASS}
     # Without trust_remote_code a pipeline then stops; it would make up a head of random numbers.

@@ -107,8 +107,14 @@ class FedmaskTextClassificationPipeline(TextClassificationPipeline):  # type: ig
         """It is made for the class above and loaded with it."""
 
     def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:
-        """Raises ValueError for a single text where the head is for pairs, and the other way."""
-        is_pair = not isinstance(inputs, str) and not (isinstance(inputs, dict) and "text_pair" not in inputs)
+        """A text, or {"text": ..., "text_pair": ...}. Raises ValueError where the head is not for that."""
+        if isinstance(inputs, str):
+            texts = [inputs]
+        elif isinstance(inputs, dict) and "text" in inputs and inputs.keys() <= {"text", "text_pair"}:
+            texts = [inputs[key] for key in ("text", "text_pair") if key in inputs]
+        else:
+            raise ValueError(f'expected a text, or {{"text": ..., "text_pair": ...}}, found {inputs!r}')
+        is_pair = len(texts) == 2
         if self.model.is_pair_head is not None and is_pair != self.model.is_pair_head:
             wanted = 'pairs: {"text": ..., "text_pair": ...}' if self.model.is_pair_head else "single texts"
             raise ValueError(f"this model's head is for {wanted}")
@@ -117,4 +123,5 @@ class FedmaskTextClassificationPipeline(TextClassificationPipeline):  # type: ig
             "max_length": self.model.max_length,
             "return_token_type_ids": self.model.takes_token_types,
         }
-        return super().preprocess(inputs, **(as_trained | tokenizer_kwargs))
+        # Lists of one: with texts alone a tokenizer takes an empty second text for none.
+        return self.tokenizer(*[[text] for text in texts], return_tensors="pt", **(as_trained | tokenizer_kwargs))

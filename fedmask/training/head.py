@@ -44,6 +44,11 @@ class HeadLayout:
         return 1 if self.labels is None else len(self.labels)
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """The labels; of a regression, whose one output has no name of its own, the task."""
+        return (self.task,) if self.labels is None else self.labels
+
+    @property
     def size(self) -> int:
         """Numbers in the packed vector: C x H + C."""
         return self.num_outputs * (self.hidden_size + 1)
