@@ -30,14 +30,14 @@ from torch import Tensor
 from client.held import keep_held
 from client.process import RunInProcess, run_in_process
 from client.state import ClientState, Kept, LostStateError
-from fedmask.errors import FedmaskError, MaskMismatchError
+from fedmask.errors import FedmaskError, InputsMismatchError, MaskMismatchError
 from fedmask.files import home
 from fedmask.processes import seconds_since_start
 from fedmask.randomness import seed_for
 from fedmask.runs.client_file import ClientFile, read_client_file
 from fedmask.tasks.partition import ClientData
 from fedmask.training.evaluation import count
-from fedmask.training.head import HeadLayout
+from fedmask.training.head import HeadLayout, HeadOrigin
 from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
 from fedmask.wire.downlink import Expected
@@ -84,16 +84,28 @@ class Client:
     def shares_head(self) -> bool:
         return self.run.settings.client.head == "shared" and self.run.settings.exchanges_delta
 
+    @property
+    def origin(self) -> HeadOrigin:
+        """Of the head that this client trains."""
+        base, settings = self.run.texts.base, self.run.settings
+        pairs = self.data.task.train.text_b is not None
+        return HeadOrigin(base.name, base.digest, base.inputs, settings.run_digest, settings.data.max_length, pairs)
+
 
 @app.query("mask")
 def receive_mask(message: Message, context: Context) -> Message:
-    """Take the mask and settings in; prove by its digest that the mask is the server's."""
+    """Take the mask and settings in; prove by digests that mask, tokenizer and model settings are the server's."""
     setup_bytes = payload_of(message.content)
     own = _own_file(context)
     try:
         run = run_in_process(setup_bytes, own)
     except MaskMismatchError as error:
         refusal: dict[str, int | str] = {"client-id": _client_id(context, own), "mask-mismatch": str(error)}
+        return Message(pack(facts=refusal), reply_to=message)
+    except InputsMismatchError as error:  # the mask's indices would not help
+        if own is not None:
+            _log().error("%s", error)
+        refusal = {"client-id": _client_id(context, own), "inputs-mismatch": str(error)}
         return Message(pack(facts=refusal), reply_to=message)
     context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context, own)
@@ -102,6 +114,7 @@ def receive_mask(message: Message, context: Context) -> Message:
         "task": client.data.task.name,
         "metric": client.data.task.metric,
         "mask-digest": "" if run.mask is None else run.mask.digest,
+        "inputs-digest": run.texts.base.inputs_digest,
         "head-layout": client.layout.digest,
         "head-size": client.layout.size,
         "data-digest": client.data.digest,
@@ -287,9 +300,9 @@ def _keep(
 def _show(client: Client, kept: Kept) -> None:
     """head.safetensors and, in baselines with one, adapter.safetensors are what the client has of its own."""
     settings, mask = client.run.settings, client.run.mask
-    client.state.show_head(client.layout, kept.head)
+    client.state.show_head(client.layout, kept.head, client.origin)
     if mask is not None and not settings.exchanges_delta:
-        client.state.show_delta(mask, client.run.texts.base, kept.delta)
+        client.state.show_delta(mask, client.run.texts.base, kept.delta, client.layout, client.origin)
 
 
 def _start(client: Client, received: Mapping[str, NDArray[np.float32]], kept: Kept) -> tuple[Tensor, Tensor]:

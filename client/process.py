@@ -6,6 +6,7 @@ shares work as well: clients with the same delta and task differ in their heads 
 
 import dataclasses
 import json
+import logging
 import resource
 from collections import Counter
 from collections.abc import Callable
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from client.held import take_up_held
-from fedmask.errors import FedmaskError
+from fedmask.errors import FedmaskError, InputsMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel, load_base
+from fedmask.models.identity import check_inputs
 from fedmask.runs.client_file import ClientFile
 from fedmask.runs.config import DataConfig
 from fedmask.tasks import load_tasks
@@ -122,10 +124,12 @@ class RunInProcess:
     """One run as this process takes part in it."""
 
     def __init__(self, setup: Setup, texts: Texts) -> None:
-        """Raises MaskMismatchError where the recipe does not fit this process's base weights."""
+        """Raises InputsMismatchError where this process's base model reads or computes otherwise than the server's, and
+        MaskMismatchError where the recipe does not fit its weights."""
         self.settings: Settings = setup.settings
         self.texts = texts
         base = self.texts.base
+        _check_inputs(setup, base)
         if isinstance(setup.mask, MaskRecipe):
             self.mask: Mask | None = setup.mask.rebuild(base.encoder, base.digest)
         else:
@@ -150,6 +154,22 @@ class RunInProcess:
         assert self.entries is not None
         with self.entries.written(delta):
             return encode(self.texts.base.encoder, self.texts.split(task, split))
+
+
+def _check_inputs(setup: Setup, base: BaseModel) -> None:
+    expected = setup.mask.inputs if isinstance(setup.mask, MaskRecipe) else None
+    remedy = f"take the same copy of {base.name} on server and clients"
+    if expected is not None:
+        check_inputs(base.inputs, expected, "the run's", remedy)
+    elif not setup.settings.inputs_digest:
+        logging.getLogger("fedmask").warning(
+            "the run does not say with which tokenizer and settings its base model is used: only weights are compared"
+        )
+    elif setup.settings.inputs_digest != base.inputs_digest:
+        raise InputsMismatchError(
+            f"this base model reads or computes otherwise than the run's: another tokenizer or setting (digest "
+            f"{base.inputs_digest[:12]} instead of {setup.settings.inputs_digest[:12]}); {remedy}"
+        )
 
 
 def run_in_process(setup_bytes: bytes, own: ClientFile | None = None) -> RunInProcess:

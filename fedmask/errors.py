@@ -26,6 +26,10 @@ class MaskMismatchError(FedmaskError):
     """A mask or a base model is not the one that a recipe or an adapter names; both digests stand in the text."""
 
 
+class InputsMismatchError(FedmaskError):
+    """A base model has another tokenizer, or other settings of its forward pass, than what it is used with."""
+
+
 class CodecError(FedmaskError):
     """Bytes that are no vector of the expected length and finite values; `cause` as of a RejectedMessage."""
 

@@ -233,7 +233,7 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
     from fedmask.wire.setup import Setup
     from fedmask.wire.uplink import part_of
     from fedmask.wire.vectors import unframe
-    from server.app import settings_for
+    from server.app import run_digest, settings_for
     from server.local_grid import LocalGrid
 
     base, mask = _base_and_mask(config)
@@ -242,7 +242,9 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
     grid = LocalGrid(client_app, config.clients, config.seed)
     grid.keep_client_state_in(folder)
     node_id = next(iter(grid.get_node_ids()))
-    setup = Message(pack(Setup(settings_for(config), mask.recipe).to_bytes()), node_id, "query.mask", group_id="0")
+    digests = {"run_digest": run_digest(config, base, mask), "inputs_digest": base.inputs_digest}
+    told = Setup(replace(settings_for(config), **digests), mask.recipe)
+    setup = Message(pack(told.to_bytes()), node_id, "query.mask", group_id="0")
     facts = _answer(grid, setup)
     expected, downlink = [("delta", mask.digest, mask.num_selected)], Downlink(config.codec, config.seed)
     downlink.advance(1, {} if delta is None else {expected[0][:2]: delta})

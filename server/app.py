@@ -4,22 +4,23 @@ overrides, where Flower starts the app -> configuration
 base model -> mask -> strategy (mask out once, rounds, test split) -> adapter and summary
 """
 
+import hashlib
+import json
 import logging
 import secrets
 import shlex
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedmask.errors import FedmaskError
-from fedmask.masks import Mask, select
+from fedmask.masks import Mask, MaskRecipe, select
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.busy_machine import busy_line
 from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
@@ -114,7 +115,11 @@ def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer
         keep_client_state_in(folder.clients)  # a simulation's; real clients have a folder of their own
     ledger = Ledger()
     checkpoint = _begin_or_take_up(folder, config, ledger)
-    settings = settings_for(config, None if checkpoint is None else checkpoint.state.run_id)
+    settings = replace(
+        settings_for(config, None if checkpoint is None else checkpoint.state.run_id),
+        run_digest=run_digest(config, base, mask),
+        inputs_digest=base.inputs_digest,
+    )
     scalars = None
     if config.log.tensorboard:
         scalars = Scalars(folder.tensorboard, 0 if checkpoint is None else checkpoint.state.round, ledger.total_bytes)
@@ -148,9 +153,13 @@ def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer
         raise
     recorder.close(strategy.test_scores)
     if config.baseline == "none" and mask is not None:
-        save_adapter(folder.adapter, strategy.held_delta, mask, base)
+        adapter = Delta(strategy.held_delta, _recipe(mask), base.name, base.weights, mask, base.dtype)
+        replace(adapter, run=settings.run_digest, max_length=config.data.max_length, heads=strategy.heads).save(
+            folder.adapter
+        )
     summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
         "run_id": settings.run_id,
+        "run_digest": settings.run_digest,
         "clients_never_drawn": strategy.num_never_drawn,
         "test_failure_causes": strategy.test_failure_causes,
         "seconds": round(recorder.seconds(), 3),
@@ -201,7 +210,28 @@ def select_mask(config: RunConfig, base: BaseModel) -> Mask | None:
         embeddings=rule.embeddings,
         seed=rule.seed,
         base_digest=base.digest,
+        inputs=base.inputs,
     )
+
+
+def run_digest(config: RunConfig, base: BaseModel, mask: Mask | None) -> str:
+    """16 hex digits of what decides a run's bits, its clients' data apart; of no name, folder, machine or runtime.
+
+    Rounds are left out: a run of more rounds goes through the states of one of fewer.
+    """
+    server = {key: value for key, value in asdict(config.server).items() if key not in _SERVERS_PATIENCE}
+    facts = [
+        "fedmask-run-1",
+        [base.digest, base.inputs_digest, "" if mask is None else mask.digest],
+        [asdict(config.client), asdict(config.codec), server, config.mask.rank],
+        [config.baseline, config.seed, config.clients, config.clients_per_round],
+        [config.data.max_length, config.data.examples_per_client],
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_SERVERS_PATIENCE = ("min_replies", "max_retries", "timeout_seconds")
+"""Keys of `server` that decide whether a run comes to its end, and not what it ends with."""
 
 
 def settings_for(config: RunConfig, run_id: str | None = None) -> Settings:
@@ -229,9 +259,9 @@ def num_clients(config: RunConfig) -> int:
     return config.clients
 
 
-def save_adapter(path: Path, values: np.ndarray[Any, np.dtype[np.float32]], mask: Mask, base: BaseModel) -> None:
+def _recipe(mask: Mask) -> MaskRecipe:
     assert mask.recipe is not None, "the server's mask is made by a rule"
-    Delta(values, mask.recipe, base.name, base.weights, mask, base.dtype).save(path)
+    return mask.recipe
 
 
 def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scores, ledger: Ledger) -> dict[str, Any]:
@@ -243,6 +273,7 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "dtype": base.dtype,
             "num_parameters": base.num_parameters,
             "digest": base.digest,
+            "inputs_digest": base.inputs_digest,
         },
         "mask": {
             "rule": config.mask.rule if mask is not None else "none",

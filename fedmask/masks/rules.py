@@ -81,6 +81,7 @@ def select(
     embeddings: bool = False,
     seed: int = 0,
     base_digest: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Mask:
     """The mask of `rule` over the bare encoder `model`, with its recipe.
 
@@ -96,6 +97,7 @@ def select(
         embeddings: whether rule `all` selects the embeddings too.
         seed: of rule `random`.
         base_digest: digest of the model's weights where the caller has it; computed where None.
+        inputs: `BaseModel.inputs` for the recipe: an adapter then says with which tokenizer and settings it belongs.
 
     density, scope, include and exclude belong to pafi, largest and random. Raises FedmaskError for options out of
     range or given to a rule that takes none, patterns without a match, NaN among the candidates, and a model that has
@@ -107,7 +109,7 @@ def select(
     count = _count(candidates, options.get("density"), num_parameters)
     indices = _choose(candidates, rule, count, options.get("scope"), seed)
     mask = Mask({name: tuple(candidates[name].shape) for name in indices}, indices, num_parameters)
-    return replace(mask, recipe=MaskRecipe(rule, options, base_digest or digest_of_base(model), mask.digest))
+    return replace(mask, recipe=MaskRecipe(rule, options, base_digest or digest_of_base(model), mask.digest, inputs))
 
 
 def _checked_options(

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedmask.errors import FedmaskError
 from fedmask.masks import base_digest
+from fedmask.models.identity import inputs_digest, inputs_of
 from fedmask.models.sources import Source, resolve
 from fedmask.models.tokenizers import tokenizer_at, tokenizer_for
 from fedmask.randomness import seed_for
@@ -53,6 +54,16 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     digest: str
     """SHA-256 of all parameters: `fedmask.masks.base_digest`."""
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        """What else decides its outputs, by name: see `fedmask.models.identity`."""
+        return inputs_of(self.encoder, self.tokenizer)
+
+    @property
+    def inputs_digest(self) -> str:
+        """SHA-256 of `inputs`."""
+        return inputs_digest(self.inputs)
 
     @property
     def num_parameters(self) -> int:

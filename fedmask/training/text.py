@@ -112,12 +112,12 @@ def takes_token_types(encoder: nn.Module) -> bool:
 
 def check_length(encoder: nn.Module, max_length: int) -> None:
     """Raises FedmaskError where the model has fewer positions than max_length."""
-    if max_length > (longest := _positions(encoder)):
+    if max_length > (longest := longest_input(encoder)):
         raise FedmaskError(f"data.max_length={max_length}: this model reads at most {longest} tokens")
 
 
-def _positions(encoder: nn.Module) -> float:
-    """The longest input in tokens. RoBERTa's first positions, up to its padding's, hold no tokens."""
+def longest_input(encoder: nn.Module) -> float:
+    """In tokens; infinity where there is no limit. RoBERTa's first positions, up to its padding's, hold no tokens."""
     positions = getattr(encoder.config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return math.inf

@@ -355,11 +355,31 @@ def test_a_damaged_recipe_is_refused(data: bytes, message: str) -> None:
     assert str(caught.value) == message
 
 
-@given(JSON_VALUES, JSON_VALUES)
-@settings(max_examples=40, deadline=None)
-def test_any_recipe_is_read_or_refused(rule: object, options: object) -> None:
+def test_a_recipe_may_say_what_else_decides_the_outputs_and_rebuilds_with_it() -> None:
+    model, inputs = small_model(), {"model_type": "bert", "layer_norm_eps": 1e-5, "tokenizer": "0" * 16}
+    bare, told = select(model, density=0.01), select(model, density=0.01, inputs=inputs)
+    assert bare == told
+    assert bare.recipe is not None
+    assert told.recipe is not None
+    assert (bare.recipe.inputs, told.recipe.inputs) == (None, inputs)
+    assert "inputs" not in json.loads(bare.recipe.to_bytes())  # as older ones are
+    for recipe in (bare.recipe, told.recipe):
+        assert MaskRecipe.from_bytes(recipe.to_bytes()) == recipe
+        assert recipe.rebuild(model).recipe == recipe
+
+
+@pytest.mark.parametrize("inputs", [[], "bert", 1, {"a b": 1}, {"": 1}, {"a\n": 1}])
+def test_inputs_that_are_no_named_values_are_refused(inputs: object) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        MaskRecipe.from_bytes(recipe_json(inputs=inputs))
+    assert str(caught.value) == "mask recipe: damaged (inputs are not named values); send it again"
+
+
+@given(JSON_VALUES, JSON_VALUES, JSON_VALUES)
+@settings(max_examples=60, deadline=None)
+def test_any_recipe_is_read_or_refused(rule: object, options: object, inputs: object) -> None:
     try:
-        recipe = MaskRecipe.from_bytes(recipe_json(rule=rule, options=options))
+        recipe = MaskRecipe.from_bytes(recipe_json(rule=rule, options=options, inputs=inputs))
     except FedmaskError as error:
         message = str(error)
     else:

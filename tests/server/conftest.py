@@ -16,6 +16,7 @@ from client.app import app as client_app
 from faults.runs import ChangingGrid
 from fedmask.runs.config import RunConfig
 from fedmask.training.delta import load_adapter
+from fedmask.training.head import load_head
 from fedmask.wire.ledger import Ledger
 from server.app import num_clients, run_federation
 from server.compose import compose
@@ -106,7 +107,14 @@ class FinishedRun:
 
     @property
     def heads(self) -> list[bytes]:
-        return [path.read_bytes() for path in sorted((self.folder / "clients").glob("*/head.safetensors"))]
+        return [path.read_bytes() for path in self._head_files()]
+
+    @property
+    def head_values(self) -> list[bytes]:
+        return [load_head(path)[1].tobytes() for path in self._head_files()]
+
+    def _head_files(self) -> list[Path]:
+        return sorted((self.folder / "clients").glob("*/head.safetensors"))
 
 
 @pytest.fixture(scope="session")

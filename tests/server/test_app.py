@@ -95,6 +95,7 @@ def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseMode
         "dtype": "float32",
         "num_parameters": tiny.num_parameters,
         "digest": tiny.digest,
+        "inputs_digest": tiny.inputs_digest,
     }
     mask = summary["mask"]
     assert (mask["rule"], mask["num_selected"]) == ("pafi", round(0.01 * tiny.num_parameters))
