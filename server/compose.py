@@ -36,6 +36,7 @@ from fedmask.runs.config import (
     to_dict,
     unknown_key,
 )
+from fedmask.tasks import SOURCES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 STUDIES = CONF / "study"
@@ -45,6 +46,8 @@ STUDIES = CONF / "study"
 _NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}
 # Keys whose value is any text are taken as written, so that a path needs no quotes of Hydra's grammar.
 _TAKEN_AS_WRITTEN = ("model.hub", "model.path", "data.root", "output", "resume")
+# Other spellings of a key.
+_ALSO = {"data.text_a": "data.text"}
 # Keys that a run fills in where they are null.
 _LEFT_OPEN = ("data.tasks", "threads", "output")
 
@@ -63,7 +66,9 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     faults: list[str] = []
     known_groups = groups()
     for override in overrides:
-        key, _, text = override.partition("=")
+        key, equals, text = override.partition("=")
+        key = _ALSO.get(key, key)
+        override = f"{key}{equals}{text}"
         try:
             if key in known_groups:
                 choices[key] = _choice(key, text, known_groups[key])
@@ -225,8 +230,12 @@ def _path_faults(values: Mapping[str, Any]) -> Iterator[str]:
         for path in (Path(output), *Path(output).parents):
             if path.exists() and not path.is_dir():
                 yield f"output={shown(output)}: must be a folder, but {path} is a file"
-    if root is not None and values.get("data.source") in ("tsv", "hub", "python") and not Path(root).is_dir():
+    if root is not None and _reads_folder(values.get("data.source")) and not Path(root).is_dir():
         yield f"data.root={shown(root)}: there is no such folder"
+
+
+def _reads_folder(source: str | None) -> bool:
+    return source is not None and SOURCES[source].reads_folder
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
     authority: authority.crt      # the certificate that signed the server's
     key: client.key               # by which the server knows this client
     folder: state                 # what stays on this client, and what can be made again
-    data: {source: tsv, root: data, task: sst2}
+    data: {source: tsv, root: data, task: sst2}   # and as of a run: text, text_b, label (columns), classes
     device: cpu
     threads: null                 # CPU threads; null: as many as the run says
     model_path: null              # folder of the base model; null: where its name leads
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.config import KEYS, Allowed, ConfigError, not_allowed
+from fedmask.runs.config import KEYS, Allowed, ConfigError, column_faults, not_allowed, shown
 
 if TYPE_CHECKING:
     from fedmask.wire.setup import Settings  # torch: whoever starts a client's processes needs none of it
@@ -36,11 +36,16 @@ OWN = "own"
 
 @dataclass(frozen=True)
 class OwnData:
-    """Where a client's one task comes from: arguments of `fedmask.tasks.load_tasks`."""
+    """Where a client's one task comes from: as of a run's `data`."""
 
     source: str
     root: str | None
     task: str
+    text: str | None = None
+    text_b: str | None = None
+    label: str | None = None
+    classes: tuple[str, ...] | None = None
+    """In the place of the run's, where given."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,16 @@ class ClientFile:
         return replace(
             settings,
             model=replace(settings.model, path=self.model_path),
-            data=replace(settings.data, source=self.data.source, root=self.data.root, tasks=(self.data.task,)),
+            data=replace(
+                settings.data,
+                source=self.data.source,
+                root=self.data.root,
+                tasks=(self.data.task,),
+                text=self.data.text,
+                text_b=self.data.text_b,
+                label=self.data.label,
+                classes=self.data.classes or settings.data.classes,
+            ),
             device=self.device,
             threads=self.threads or settings.threads,
         )
@@ -131,6 +145,12 @@ def read_client_file(path: Path) -> ClientFile:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: cannot be read as YAML ({' '.join(str(error).split())})"]) from error
     given, faults = _flat(raw), list[str]()
+    if "data.text_a" in given and given.get("data.text") is not None:
+        faults.append(
+            f"{path}: data.text_a={shown(given['data.text_a'])}: the same as data.text; leave one of the two out"
+        )
+    if "data.text_a" in given:
+        given["data.text"] = given.pop("data.text_a")
     faults += [f"{path}: {key}: no such key; there are {', '.join(_ALLOWED)}" for key in given if key not in _ALLOWED]
     values: dict[str, Any] = {}
     for key, allowed in _ALLOWED.items():
@@ -138,6 +158,7 @@ def read_client_file(path: Path) -> ClientFile:
             values[key] = allowed.read(given.get(key))
         except (ValueError, OverflowError):
             faults.append(f"{path}: {not_allowed(key, given.get(key), allowed.text, allowed.choices)}")
+    faults += [f"{path}: {fault}" for fault in column_faults(values, values.get("data.source"))]
     if faults:
         raise ConfigError(faults)
     return _built({key: _absolute(path, values[key]) if key in _PATHS else values[key] for key in values})
@@ -207,6 +228,7 @@ _ALLOWED: Mapping[str, Allowed] = {
     "data.source": _source(),
     "data.root": _or_null(Allowed("a folder", _TEXT.read)),
     "data.task": Allowed("the name of its task", _TEXT.read),
+    **{f"data.{key}": KEYS[f"data.{key}"].allowed for key in ("text", "text_b", "label", "classes")},
     "device": KEYS["device"].allowed,
     "threads": _or_null(_COUNT),
     "model_path": _or_null(Allowed("a folder", _TEXT.read)),
