@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,18 +28,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.held import keep_held
-from client.process import RunInProcess, run_in_process
+from client.process import RunInProcess, begun_run, run_in_process
 from client.state import ClientState, Kept, LostStateError
 from fedmask.errors import FedmaskError, InputsMismatchError, MaskMismatchError
 from fedmask.files import home
 from fedmask.processes import seconds_since_start
 from fedmask.randomness import seed_for
 from fedmask.runs.client_file import ClientFile, read_client_file
-from fedmask.tasks.partition import ClientData
+from fedmask.tasks.partition import ClientData, notes_for
 from fedmask.training.evaluation import count
 from fedmask.training.head import HeadLayout, HeadOrigin
 from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
+from fedmask.training.text import TokenizedSplit
 from fedmask.wire.downlink import Expected
 from fedmask.wire.messages import Fact, Facts, error_reply, facts_of, pack, payload_of, whole_number, word
 from fedmask.wire.uplink import encode_updates
@@ -109,6 +110,9 @@ def receive_mask(message: Message, context: Context) -> Message:
         return Message(pack(facts=refusal), reply_to=message)
     context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context, own)
+    if own is not None:
+        for note in notes_for([client.data], run.settings.data.examples_per_client):
+            _log().warning("client %d, %s", client.data.client_id, note)
     facts: dict[str, int | float | str | bool] = {
         "client-id": client.data.client_id,
         "task": client.data.task.name,
@@ -214,7 +218,7 @@ def _open(context: Context) -> Client:
     setup_bytes = context.state.config_records[SETUP]["bytes"]
     assert isinstance(setup_bytes, bytes)
     own = _own_file(context)
-    return _client(run_in_process(setup_bytes, own), context, own)
+    return _client(begun_run(setup_bytes, own), context, own)
 
 
 def _own_file(context: Context) -> ClientFile | None:
@@ -330,7 +334,19 @@ def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: in
         weight_decay=settings.client.weight_decay,
         batch_seed=seed_for(settings.seed, "batches", server_round, data.client_id),
     )
-    tokens = client.run.texts.training(data.client_id)
+    tokens, unit = client.run.texts.training(data.client_id), data.task.unit
+    if unit == 1.0:
+        return _trained(client, delta, head, tokens, local, server_round)
+    # Large targets are counted in a unit for as long as the client trains; what comes and goes is in the labels' own.
+    in_units = replace(tokens, labels=tokens.labels / unit)
+    result = _trained(client, delta, head / unit, in_units, local, server_round)
+    return replace(result, head=head if local.head_learning_rate == 0 else result.head * unit)
+
+
+def _trained(
+    client: Client, delta: Tensor, head: Tensor, tokens: TokenizedSplit, local: LocalSettings, server_round: int
+) -> LocalResult:
+    settings, data = client.run.settings, client.data
     if not settings.trains_delta:
         features = client.run.texts.base_training_features(data.client_id)
         _tell_start(client, server_round)

@@ -10,6 +10,7 @@ import logging
 import secrets
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -88,8 +89,10 @@ def resolved(config: RunConfig, now: datetime) -> RunConfig:
     return replace(config, output=output, data=replace(config.data, tasks=tasks))
 
 
-def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[str, Any]:
+def run_federation(grid: Grid, config: RunConfig, observer: Observer, notes: Sequence[str] = ()) -> dict[str, Any]:
     """Run all rounds on a grid and leave the run folder; returns the summary. With `resume` all that are not done yet.
+
+    notes: what a person should know of the clients' data, for the summary.
 
     Raises FedmaskError for anything a person has to mend, before the folder is touched where it can be known by then.
     """
@@ -100,10 +103,12 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     assert config.output is not None, "the output folder is resolved before a run starts"
     folder = RunFolder(Path(config.output), config.overwrite, resume=config.resume is not None)
     with folder.held():
-        return _run_in(folder, grid, config, observer, started)
+        return _run_in(folder, grid, config, observer, notes, started)
 
 
-def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer, started: float) -> dict[str, Any]:
+def _run_in(
+    folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer, notes: Sequence[str], started: float
+) -> dict[str, Any]:
     """started: on the clock of `perf_counter`."""
     if config.resume is not None and (summary := folder.finished_before(config.rounds)) is not None:
         return _left_as_it_is(folder, summary)
@@ -162,6 +167,7 @@ def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer
         "run_digest": settings.run_digest,
         "clients_never_drawn": strategy.num_never_drawn,
         "test_failure_causes": strategy.test_failure_causes,
+        "notes": list(notes),
         "seconds": round(recorder.seconds(), 3),
     }
     folder.finish(summary)

@@ -17,6 +17,8 @@ from fedmask.errors import FedmaskError
 from fedmask.files import with_home
 from fedmask.runs.other_words import OTHER_VALUES, meant_by
 from fedmask.runs.strict_yaml import read_mapping
+from fedmask.tasks import SOURCES
+from fedmask.tasks.labels import alike, clean, shown_both
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What a value may be
@@ -196,23 +198,35 @@ class DataConfig:
     source: Annotated[
         str,
         "Where the tasks come from",
-        _one_of(
-            demo="generated, offline",
-            tsv="files",
-            hub="the datasets library",
-            python="fedmask.Task objects of your own",
-            own="each deployed client's, by its own file",
-        ),
+        _one_of({name: entry.meaning for name, entry in SOURCES.items()}),
     ]
     root: Annotated[
         str | None,
-        "tsv: the folder of the task folders; python: the folder of your module; hub: a folder of saved data sets",
+        "tsv, csv, jsonl: the folder of the task folders; python: the folder of your module; hub: a folder of saved "
+        "data sets",
         _or_null(path_text("a folder"), "demo; hub: the data-set hub and its local cache"),
     ]
     tasks: Annotated[
         tuple[str, ...] | None,
         "Names of the tasks, in order",
         _or_null(_list_of("task names such as [sst2,trec]", _text("a name")), "demo: all it has"),
+    ]
+    text: Annotated[
+        str | None,
+        "The column of the texts, of a pair's first; for tsv, csv, jsonl and hub; data.text_a= is the same",
+        _or_null(_text("a column"), "by its usual name: text_a in tsv, also text, sentence, ... elsewhere"),
+    ]
+    text_b: Annotated[
+        str | None,
+        "The column of a pair's second texts, beside data.text",
+        _or_null(_text("a column"), "single texts where data.text is given, else by its usual name"),
+    ]
+    label: Annotated[str | None, "The column of the labels", _or_null(_text("a column"), "label")]
+    classes: Annotated[
+        tuple[str, ...] | None,
+        "Class names in their order, of which a client's rows may lack some: so clients with different ones share a "
+        "head; with data=own a client's own file may say them",
+        _or_null(_list_of("class names such as [down,up]", _text("a name")), "those of a task's training rows"),
     ]
     partition: Annotated[
         str,
@@ -226,7 +240,7 @@ class DataConfig:
     alpha: Annotated[float, "Concentration of the Dirichlet partition; small is skewed", _POSITIVE]
     examples_per_client: Annotated[
         int | None,
-        "Training examples a client (under dirichlet: on average)",
+        "Training examples a client (under dirichlet: on average); all there are where a task has fewer, which is told",
         _or_null(_whole(1), "all there are"),
     ]
     max_length: Annotated[int, "Tokens that a text is cut to", _whole(8, 512)]
@@ -527,13 +541,6 @@ _NOT_GIVEN: Mapping[str, object] = {
     "rank": None,
 }
 _NEEDED_BY_RULE = ("density", "scope", "rank")
-_NEEDED_BY_SOURCE: Mapping[str, Collection[str]] = {
-    "demo": (),
-    "tsv": ("root", "tasks"),
-    "hub": ("tasks",),
-    "python": ("root", "tasks"),
-    "own": (),
-}
 _NEEDED_EXAMPLE = {"root": "a folder: data.root=DIR", "tasks": "a list: data.tasks=[...]"}
 
 
@@ -597,16 +604,37 @@ def _data_options(values: Mapping[str, Any]) -> Iterator[str]:
     source = values.get("data.source")
     if source is None:
         return
-    for option in _NEEDED_BY_SOURCE[source]:
+    for option in SOURCES[source].needs:
         if values.get(f"data.{option}", ...) is None:
             yield f"data.{option}=null: data={source} needs {_NEEDED_EXAMPLE[option]}"
     root, tasks = values.get("data.root"), values.get("data.tasks")
-    if source in ("demo", "own") and root is not None:
-        yield f"data.root={shown(root)}: data={source} reads no folder; leave it out, or take data=tsv|hub|python"
+    if root is not None and not SOURCES[source].reads_folder:
+        readers = "|".join(name for name, entry in SOURCES.items() if entry.reads_folder)
+        yield f"data.root={shown(root)}: data={source} reads no folder; leave it out, or take data={readers}"
     if source == "own" and tasks is not None:
         yield f"data.tasks={shown(tasks)}: with data=own each client's own file says its task; leave it out"
+    yield from column_faults(values, source)
     if source == "own" and "central" in (values.get("baseline"), *(values.get("compare") or ())):
         yield "data=own: central pools the data of all clients, and these do not leave their clients; leave one out"
+
+
+def column_faults(values: Mapping[str, Any], source: str | None) -> Iterator[str]:
+    """Faults between the keys that name columns and classes, and the source; of None nothing is said."""
+    named = {key: values[key] for key in ("data.text", "data.text_b", "data.label") if values.get(key) is not None}
+    for key, value in named.items():
+        if source == "own":
+            yield f"{key}={shown(value)}: with data=own each client's own file names its columns; leave it out"
+        elif source is not None and not SOURCES[source].has_columns:
+            have = "|".join(name for name, entry in SOURCES.items() if entry.has_columns)
+            yield f"{key}={shown(value)}: data={source} has no columns to name; leave it out, or take data={have}"
+    if "data.text_b" in named and "data.text" in values and "data.text" not in named:
+        yield f"data.text_b={shown(named['data.text_b'])}: the second text of a pair; name the first with data.text="
+    for key in named:
+        if list(named.values()).count(named[key]) > 1 and key != next(iter(named)):
+            yield f"{key}={shown(named[key])}: this column is named twice; each is one of text, second text and label"
+    for one, other in alike(tuple(values.get("data.classes") or ())):
+        if clean(one) == clean(other):
+            yield f"data.classes: {shown_both(one, other)} differ in blanks or Unicode form only: they are one class"
 
 
 def _model_options(values: Mapping[str, Any]) -> Iterator[str]:
@@ -725,7 +753,12 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return asdict(config)
 
 
-ADDED_LATER: Mapping[str, object] = {}
+ADDED_LATER: Mapping[str, object] = {
+    "data.text": None,
+    "data.text_b": None,
+    "data.label": None,
+    "data.classes": None,
+}
 """Keys that the config.yaml of an older run lacks, and the value that each had before it was a key."""
 
 
