@@ -3,58 +3,32 @@
 `pafi` takes the k smallest |w| (the PaFi-style mask; no data enters the choice), `largest` the k largest, `random` k at
 random; ties go to the lowest (tensor order, flat index). The others take whole tensors: feed-forward biases, all
 biases, everything. k = round(density x parameters of the model).
-
-The magnitude rules read the weights once, in pieces: a strided sample gives an upper bound of the k-th smallest |w|,
-one pass collects what lies below, and whenever more than about 2 k are held the surplus is dropped, so memory stays
-O(k) however many weights are tied. As many threads as torch has share the pass: each finds the k smallest of its run of
-tensors, and the k smallest of those are the answer, whatever the number of threads.
 """
 
 import difflib
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmask.errors import FedmaskError
+from fedmask.masks.candidates import all_biases, encoder_weights, everything, ffn_biases
 from fedmask.masks.digest import base_digest as digest_of_base
-from fedmask.masks.digest import logical_chunks
+from fedmask.masks.drawn import drawn_positions
 from fedmask.masks.indices import Indices
 from fedmask.masks.mask import Mask, MaskRecipe
+from fedmask.masks.smallest import Tensors, largest, refuse_nan, smallest
 from fedmask.randomness import seed_for
-
-Tensors = Mapping[str, Tensor]
-Keys = npt.NDArray[np.uint32]
 
 DEFAULT_DENSITY = 3e-4
 """The 0.03% of the base model's parameters that this project is about."""
 
 SCOPES = ("global", "per_tensor")
-
-_MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
-_INFINITY_BITS = np.uint32(0x7F800000)
-_SAMPLE_STRIDE = 997
-_SAMPLE_ENTRIES = 4096
-_SLACK_ENTRIES = 1 << 16
-_ENTRIES_WORTH_A_THREAD = 1 << 19
-
-_FFN_BIAS = re.compile(
-    r"(^|\.)("
-    r"intermediate\.dense|(?<!attention\.)output\.dense"  # BERT, RoBERTa, MiniLM, MPNet, ELECTRA, DeBERTa
-    r"|ffns?\.(\d+\.)?lin[12]"  # DistilBERT, XLM
-    r"|ffn|ffn_output"  # ALBERT
-    r"|mlp\.\w*(?<!norm)"  # ModernBERT
-    r"|layers\.\d+\.linear[12]"  # torch.nn.TransformerEncoder
-    r")\.bias$"
-)
 
 
 @dataclass(frozen=True)
@@ -208,61 +182,27 @@ def _shares(count: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-# Which tensors -------------------------------------------------------------------------------------------------------
-
-
-def _encoder_weights(model: nn.Module, embeddings: bool) -> list[str]:
-    outside = _pooler(model) | _embeddings(model)
-    return [name for name, tensor in model.named_parameters() if name not in outside and tensor.ndim == 2]
-
-
-def _ffn_biases(model: nn.Module, embeddings: bool) -> list[str]:
-    outside = _pooler(model)
-    return [name for name, _ in model.named_parameters() if name not in outside and _FFN_BIAS.search(name)]
-
-
-def _all_biases(model: nn.Module, embeddings: bool) -> list[str]:
-    outside = _pooler(model)
-    return [name for name, _ in model.named_parameters() if name not in outside and re.search(r"(^|[._])bias$", name)]
-
-
-def _everything(model: nn.Module, embeddings: bool) -> list[str]:
-    outside = _pooler(model) if embeddings else _pooler(model) | _embeddings(model)
-    return [name for name, _ in model.named_parameters() if name not in outside]
-
-
-def _pooler(model: nn.Module) -> set[str]:
-    return {name for name, _ in model.named_parameters() if "pooler" in name.split(".")}
-
-
-def _embeddings(model: nn.Module) -> set[str]:
-    """Tensors of the embedding block, its normalisation included, and of embedding modules anywhere else."""
-    block = {name for name, _ in model.named_parameters() if any(part.startswith("embed") for part in name.split("."))}
-    modules = (f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding))
-    return block | set(modules)
-
-
-# Which of their entries ----------------------------------------------------------------------------------------------
+# Which of their entries -----------------------------------------------------------------------------------------------
 
 
 def _smallest(tensors: Tensors, count: int, seed: int) -> dict[str, Indices]:
-    return _split(tensors, _bottom(tensors, count, _keys))
+    return _split(tensors, smallest(tensors, count))
 
 
 def _largest(tensors: Tensors, count: int, seed: int) -> dict[str, Indices]:
-    return _split(tensors, _bottom(tensors, count, _reversed_keys))
+    return _split(tensors, largest(tensors, count))
 
 
 def _random(tensors: Tensors, count: int, seed: int) -> dict[str, Indices]:
-    _refuse_nan(tensors)
+    refuse_nan(tensors)
     total = sum(tensor.numel() for tensor in tensors.values())
     # A tensor drawn from by itself (scope per_tensor) has its own stream, all tensors together have one.
     purpose = next(iter(tensors)) if len(tensors) == 1 else "all"
-    return _split(tensors, _draw(count, total, seed_for(seed, "random mask", purpose)))
+    return _split(tensors, drawn_positions(count, total, seed_for(seed, "random mask", purpose)))
 
 
 def _whole(tensors: Tensors, count: int, seed: int) -> dict[str, Indices]:
-    _refuse_nan(tensors)
+    refuse_nan(tensors)
     return {name: np.arange(tensor.numel(), dtype=np.int64) for name, tensor in tensors.items()}
 
 
@@ -284,168 +224,13 @@ def _split(tensors: Tensors, positions: Indices) -> dict[str, Indices]:
     return {name: positions[cuts[i] : cuts[i + 1]] - starts[i] for i, name in enumerate(tensors)}
 
 
-def _draw(count: int, total: int, seed: int) -> Indices:
-    """`count` distinct sorted positions below `total`, every such set equally likely, in O(count) memory.
-
-    The raw stream of PCG64 is the same on every machine and NumPy version; NumPy's own samplers do not promise that.
-    """
-    if 2 * count > total:
-        selected = np.ones(total, dtype=bool)
-        selected[_draw(total - count, total, seed)] = False
-        return np.flatnonzero(selected)
-    stream = np.random.PCG64(seed)
-    # Numbers from here on would make some remainders likelier than others.
-    fair_end = np.uint64(2**64 // total * total - 1)
-    drawn = np.empty(0, dtype=np.int64)
-    while len(drawn) < count:
-        raw = stream.random_raw(count - len(drawn) + 16)
-        drawn = np.concatenate([drawn, (raw[raw <= fair_end] % np.uint64(total)).astype(np.int64)])
-        _, first_places = np.unique(drawn, return_index=True)
-        drawn = drawn[np.sort(first_places)][:count]
-    return np.sort(drawn)
-
-
-# The k smallest keys -------------------------------------------------------------------------------------------------
-
-
-def _keys(magnitudes: Keys) -> Keys:
-    """Bits of |w| as float32 order as |w| does, without rounding and with 0 = -0."""
-    return magnitudes
-
-
-def _reversed_keys(magnitudes: Keys) -> Keys:
-    return np.subtract(_INFINITY_BITS, magnitudes, out=magnitudes)
-
-
-def _bottom(tensors: Tensors, count: int, to_keys: Callable[[Keys], Keys]) -> Indices:
-    """Positions, in the concatenation of the tensors, of the `count` smallest keys; ties to the lowest position."""
-    sample = to_keys(_sample(tensors))
-    total = sum(tensor.numel() for tensor in tensors.values())
-    expected = count * len(sample) / total
-    rank = math.ceil(expected + 6 * math.sqrt(expected)) + 16
-    while True:
-        is_bounded = rank < len(sample)
-        # Exclusive bound; every key is at most that of infinity.
-        bound = int(np.partition(sample, rank)[rank]) + 1 if is_bounded else int(_INFINITY_BITS) + 1
-        positions = _collect(tensors, count, bound, to_keys)
-        if len(positions) == count:
-            return positions
-        rank *= 2
-
-
-def _sample(tensors: Tensors) -> Keys:
-    """Magnitude bits of every 997th entry (of more where there are few): a guess at the bound, never the answer."""
-    total = sum(tensor.numel() for tensor in tensors.values())
-    stride = min(_SAMPLE_STRIDE, max(1, total // _SAMPLE_ENTRIES))
-    taken = [t.detach().take(torch.arange(0, t.numel(), stride, device=t.device)) for t in tensors.values()]
-    return np.concatenate([_bits(piece.cpu()) & _MAGNITUDE_BITS for piece in taken])
-
-
-def _collect(tensors: Tensors, count: int, bound: int, to_keys: Callable[[Keys], Keys]) -> Indices:
-    """Positions of the `count` smallest keys below `bound` (of all of them, where there are fewer), ascending."""
-    runs = _runs(tensors, torch.get_num_threads())
-    with ThreadPoolExecutor(len(runs)) as pool:  # NumPy lets other threads work while it does
-        futures = [pool.submit(_collect_run, run, start, count, bound, to_keys) for start, run in runs]
-        keys, positions = zip(*(future.result() for future in futures), strict=True)
-    return _lowest(np.concatenate(keys), np.concatenate(positions), count)[1]
-
-
-def _runs(tensors: Tensors, most: int) -> Sequence[tuple[int, Tensors]]:
-    """The tensors in at most `most` runs of about the same size, each with the position where it starts."""
-    total = sum(tensor.numel() for tensor in tensors.values())
-    most = max(1, min(most, total // _ENTRIES_WORTH_A_THREAD))
-    runs: list[tuple[int, dict[str, Tensor]]] = []
-    start = 0
-    for name, tensor in tensors.items():
-        if start * most >= len(runs) * total:
-            runs.append((start, {}))
-        runs[-1][1][name] = tensor
-        start += tensor.numel()
-    return runs
-
-
-def _collect_run(
-    tensors: Tensors, start: int, count: int, bound: int, to_keys: Callable[[Keys], Keys]
-) -> tuple[Keys, Indices]:
-    """The `count` smallest keys below `bound` of tensors that start at position `start`, and their positions."""
-    keys, positions = [np.empty(0, dtype=np.uint32)], [np.empty(0, dtype=np.int64)]
-    held = 0
-    for offset, magnitudes in _magnitude_chunks(tensors):
-        chunk = to_keys(magnitudes)
-        below = np.flatnonzero(chunk < np.uint32(bound))
-        if not len(below):
-            continue
-        keys.append(chunk[below])
-        positions.append(below + (start + offset))
-        held += len(below)
-        if held > 2 * count + _SLACK_ENTRIES:
-            kept_keys, kept_positions = _lowest(np.concatenate(keys), np.concatenate(positions), count)
-            keys, positions, held = [kept_keys], [kept_positions], count
-            # Later positions lose every tie, so only smaller keys are of interest from here on.
-            bound = int(kept_keys.max(initial=0))
-    return _lowest(np.concatenate(keys), np.concatenate(positions), count)
-
-
-def _lowest(keys: Keys, positions: Indices, count: int) -> tuple[Keys, Indices]:
-    """The `count` smallest keys and their positions; among ties, and in the result, by ascending position."""
-    if len(keys) <= count:
-        return keys, positions
-    if count == 0:
-        return keys[:0], positions[:0]
-    largest = np.partition(keys, count - 1)[count - 1]
-    kept = keys < largest
-    ties = np.flatnonzero(keys == largest)
-    kept[ties[: count - np.count_nonzero(kept)]] = True
-    return keys[kept], positions[kept]
-
-
-def _magnitude_chunks(tensors: Tensors) -> Iterator[tuple[int, Keys]]:
-    """(position, magnitude bits) of piece after piece of the tensors; a piece is overwritten by the next one.
-
-    Raises FedmaskError at a NaN, and for a dtype whose values float32 does not hold exactly.
-    """
-    buffer: Keys = np.empty(0, dtype=np.uint32)
-    start = 0
-    for name, tensor in tensors.items():
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise FedmaskError(
-                f"parameter {name}: masks are chosen in float32, float16 or bfloat16, not {tensor.dtype}"
-            )
-        for chunk in logical_chunks(name, tensor):
-            bits = _bits(chunk)
-            if len(buffer) < len(bits):
-                buffer = np.empty(len(bits), dtype=np.uint32)
-            magnitudes = np.bitwise_and(bits, _MAGNITUDE_BITS, out=buffer[: len(bits)])
-            # Among magnitude bits, NaN is what lies above infinity.
-            if magnitudes.max(initial=0) > _INFINITY_BITS:
-                raise FedmaskError(f"parameter {name}: it holds NaN; load the base weights again")
-            yield start, magnitudes
-            start += len(bits)
-
-
-def _bits(values: Tensor) -> Keys:
-    """float16 and bfloat16 fit into float32 exactly, and one order then holds for models that mix them."""
-    bits: Keys = values.to(torch.float32).view(torch.int32).numpy().view(np.uint32)
-    return bits
-
-
-def _refuse_nan(tensors: Tensors) -> None:
-    for _ in _magnitude_chunks(tensors):
-        pass
-
-
 RULES: Mapping[str, Rule] = {
-    "pafi": Rule(True, "2-D encoder weights", _encoder_weights, _smallest),
-    "largest": Rule(True, "2-D encoder weights", _encoder_weights, _largest),
-    "random": Rule(True, "2-D encoder weights", _encoder_weights, _random),
-    "hiwi": Rule(
-        False,
-        "feed-forward biases",
-        _ffn_biases,
-        _whole_unless_zero,
-    ),
-    "ffn_bias": Rule(False, "feed-forward biases", _ffn_biases, _whole),
-    "bitfit": Rule(False, "biases", _all_biases, _whole),
-    "all": Rule(False, "parameters", _everything, _whole),
+    "pafi": Rule(True, "2-D encoder weights", encoder_weights, _smallest),
+    "largest": Rule(True, "2-D encoder weights", encoder_weights, _largest),
+    "random": Rule(True, "2-D encoder weights", encoder_weights, _random),
+    "hiwi": Rule(False, "feed-forward biases", ffn_biases, _whole_unless_zero),
+    "ffn_bias": Rule(False, "feed-forward biases", ffn_biases, _whole),
+    "bitfit": Rule(False, "biases", all_biases, _whole),
+    "all": Rule(False, "parameters", everything, _whole),
 }
 """Rule name -> Rule. A new rule is a function or two and one line here."""
