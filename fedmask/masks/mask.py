@@ -185,8 +185,8 @@ class MaskRecipe:
 
         Raises MaskMismatchError, with both digests, when the weights or the mask are not those of the recipe.
         """
-        # `select` makes recipes and recipes call `select`: one of the two has to import late.
-        from fedmask.masks.rules import select
+        # `computed` makes recipes and recipes call it: one of the two has to import late.
+        from fedmask.masks.rules import computed
 
         found = base_digest or digest_of_base(model)
         if found != self.base_digest:
@@ -194,7 +194,7 @@ class MaskRecipe:
                 f"mask recipe: it is for base weights {self.base_digest}, this model's are {found}; load the same base"
                 " model in the same dtype, or ask for the indices themselves"
             )
-        mask = select(model, self.rule, **self.options, base_digest=found)
+        mask = computed(model, self.rule, self.options, found)
         if mask.digest != self.mask_digest:
             raise MaskMismatchError(
                 f"mask recipe: it promises mask {self.mask_digest}, rule {self.rule} computes {mask.digest} here; ask"

@@ -6,6 +6,7 @@ biases, everything. k = round(density x parameters of the model).
 """
 
 import difflib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ class Rule:
     """(model, embeddings) -> names of the candidate tensors, in model order; reads no values."""
     choose: Callable[[Tensors, int, int], dict[str, Indices]]
     """(candidate tensors, k, seed) -> sorted indices (k_i,) of each candidate, k in all."""
+    tells_zeros: bool = False
+    """Whether it seeks small magnitudes, so that exact zeros among its entries are told: they come first of all."""
 
 
 def select(
@@ -73,25 +76,56 @@ def select(
 
     density, scope, include and exclude belong to pafi, largest and random. Raises FedmaskError for options out of
     range or given to a rule that takes none, patterns without a match, NaN among the candidates, and a model that has
-    nothing for the rule.
+    nothing for the rule. Logs a warning where the rule of smallest magnitude selects exact zeros.
     """
-    options = _checked_options(rule, density, scope, include, exclude, embeddings, seed)
-    candidates = _candidates(model, rule, include, exclude, embeddings)
+    given = {"density": density, "scope": scope, "include": include, "exclude": exclude}
+    mask = computed(model, rule, given | {"embeddings": embeddings, "seed": seed}, base_digest)
+    if RULES[rule].tells_zeros:
+        _tell_zeros(model, rule, mask)
+    return mask
+
+
+def computed(model: nn.Module, rule: str, given: Mapping[str, Any], base_digest: str | None = None) -> Mask:
+    """`select` without a word on what it selected; `given` are its options by name, as a recipe carries them."""
+    options = _checked_options(rule, **given)
+    candidates = _candidates(model, rule, options)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     count = _count(candidates, options.get("density"), num_parameters)
-    indices = _choose(candidates, rule, count, options.get("scope"), seed)
+    indices = _choose(candidates, rule, count, options.get("scope"), options.get("seed", 0))
     mask = Mask({name: tuple(candidates[name].shape) for name in indices}, indices, num_parameters)
     return replace(mask, recipe=MaskRecipe(rule, options, base_digest or digest_of_base(model), mask.digest))
 
 
+def exact_zeros(model: nn.Module, mask: Mask) -> dict[str, int]:
+    """By tensor how many of the mask's entries are exactly zero in `model`; tensors without one are left out."""
+    zeros = {}
+    for name, indices in mask.indices.items():
+        tensor = model.get_parameter(name).detach()
+        zeros[name] = len(indices) - int(torch.count_nonzero(tensor.take(torch.tensor(indices, device=tensor.device))))
+    return {name: count for name, count in zeros.items() if count}
+
+
+def _tell_zeros(model: nn.Module, rule: str, mask: Mask) -> None:
+    zeros = exact_zeros(model, mask)
+    if not zeros:
+        return
+    most, total = max(zeros, key=lambda name: zeros[name]), sum(zeros.values())
+    logging.getLogger("fedmask").warning(
+        f"rule {rule}: {total:,} of the {mask.num_selected:,} selected entries ({100 * total / mask.num_selected:.3g}%)"
+        f" are exactly zero in the base model, {zeros[most]:,} of them in {most}. Zeros are the smallest magnitudes"
+        " there are, and a tensor or a layer of zeros trains badly or not at all: see that the checkpoint is whole, or"
+        f" leave such tensors out: mask.exclude=['{most}']"
+    )
+
+
 def _checked_options(
     rule: str,
-    density: float | None,
-    scope: str | None,
-    include: Sequence[str] | None,
-    exclude: Sequence[str],
-    embeddings: bool,
-    seed: int,
+    density: float | None = None,
+    scope: str | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    embeddings: bool = False,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The options that matter to the rule, defaults filled in: what its recipe carries."""
     if rule not in RULES:
@@ -118,19 +152,32 @@ def _checked_options(
     return options | ({"seed": seed} if rule == "random" else {})
 
 
-def _candidates(
-    model: nn.Module, rule: str, include: Sequence[str] | None, exclude: Sequence[str], embeddings: bool
-) -> Tensors:
+def _candidates(model: nn.Module, rule: str, options: Mapping[str, Any]) -> Tensors:
     """The tensors a rule chooses from, in model order."""
     parameters = dict(model.named_parameters())
-    names = RULES[rule].candidates(model, embeddings) if include is None else _matching("include", include, parameters)
+    include, exclude = options.get("include"), options.get("exclude", ())
+    if include is None:
+        names = RULES[rule].candidates(model, options.get("embeddings", False))
+    else:
+        names = _matching("include", include, parameters)
     left_out = set(_matching("exclude", exclude, parameters))
     candidates = {name: parameters[name] for name in names if name not in left_out and parameters[name].numel()}
     if not candidates and (include is not None or exclude):
         raise FedmaskError(f"mask.include={include}, mask.exclude={exclude}: they leave no candidate tensor")
     if not candidates:
-        raise FedmaskError(f"rule {rule}: the model has no {RULES[rule].kind}; choose another rule, such as pafi")
+        raise _nothing_for(model, rule)
     return candidates
+
+
+def _nothing_for(model: nn.Module, rule: str) -> FedmaskError:
+    """What to do with a model that has no candidates for the rule: the first rule that has some is named."""
+    if not everything(model, False):
+        return FedmaskError(
+            f"rule {rule}: the model has no layers, for all its parameters are embeddings or a pooler's; take another"
+            " model"
+        )
+    other = next(name for name in _PROPOSED if RULES[name].candidates(model, False))
+    return FedmaskError(f"rule {rule}: the model has no {RULES[rule].kind}; choose another rule, such as {other}")
 
 
 def _matching(key: str, patterns: Sequence[str], names: Mapping[str, Any]) -> list[str]:
@@ -225,7 +272,7 @@ def _split(tensors: Tensors, positions: Indices) -> dict[str, Indices]:
 
 
 RULES: Mapping[str, Rule] = {
-    "pafi": Rule(True, "2-D encoder weights", encoder_weights, _smallest),
+    "pafi": Rule(True, "2-D encoder weights", encoder_weights, _smallest, tells_zeros=True),
     "largest": Rule(True, "2-D encoder weights", encoder_weights, _largest),
     "random": Rule(True, "2-D encoder weights", encoder_weights, _random),
     "hiwi": Rule(False, "feed-forward biases", ffn_biases, _whole_unless_zero),
@@ -234,3 +281,6 @@ RULES: Mapping[str, Rule] = {
     "all": Rule(False, "parameters", everything, _whole),
 }
 """Rule name -> Rule. A new rule is a function or two and one line here."""
+
+_PROPOSED = ("pafi", "bitfit", "all")
+"""A rule for each kind of candidate, in the order in which they are tried where a model has none for the rule given."""

@@ -17,6 +17,7 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from fedmask.errors import FedmaskError
 from fedmask.masks import RULES, Mask, select
+from fedmask.masks.rules import exact_zeros
 from fedmask.models import BaseModel
 from fedmask.randomness import seed_for
 
@@ -373,3 +374,86 @@ def test_hiwi_needs_feed_forward_biases_that_are_not_all_zero(bert: nn.Module) -
     with torch.no_grad():
         zeroed.get_parameter("encoder.layer.1.output.dense.bias")[3] = 1e-3
     assert select(zeroed, "hiwi").num_selected == 80
+
+
+class Convolutions(nn.Module):
+    """Layers without a 2-D weight, as SqueezeBERT's."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(5, 4)
+        self.layers = nn.ModuleList([nn.Conv1d(4, 4, 1, bias=bias) for _ in range(2)])
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_rule_without_candidates_names_one_that_has_some(rule: str) -> None:
+    kinds = {"hiwi": "feed-forward biases", "ffn_bias": "feed-forward biases", "bitfit": "biases"}
+    for bias, named in [(True, "bitfit"), (False, "all")]:
+        model = Convolutions(bias)
+        if RULES[rule].candidates(model, False):
+            assert select(model, rule).num_selected > 0
+            continue
+        with pytest.raises(FedmaskError) as caught:
+            select(model, rule)
+        kind = kinds.get(rule, "2-D encoder weights")
+        assert str(caught.value) == f"rule {rule}: the model has no {kind}; choose another rule, such as {named}"
+        assert select(model, named).num_selected > 0
+
+
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {"bitfit"}))
+def test_a_model_without_layers_gets_a_line(bert: nn.Module, rule: str) -> None:
+    config = BertConfig(**bert.config.to_dict() | {"num_hidden_layers": 0})  # type: ignore[union-attr, operator]
+    with pytest.raises(FedmaskError) as caught:
+        select(BertModel(config), rule)
+    assert str(caught.value) == (
+        f"rule {rule}: the model has no layers, for all its parameters are embeddings or a pooler's; take another model"
+    )
+    assert select(BertModel(config), "all", embeddings=True).num_selected > 0
+
+
+# Exact zeros ---------------------------------------------------------------------------------------------------------
+
+
+def zeroed_layer(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    model = Weights({"a": torch.randn(6, 5), "b": torch.randn(4, 5), "c": torch.randn(5, 5).t()}).to(dtype)
+    with torch.no_grad():
+        model.get_parameter("b")[:] = 0
+        model.get_parameter("c")[1, :3] = -0.0
+    return model
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_zeros_that_the_smallest_magnitude_selects_are_told(dtype: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = zeroed_layer(DTYPES[dtype])
+    mask = select(model, density=30 / 75)
+    assert exact_zeros(model, mask) == {"b": 20, "c": 3}
+    assert caplog.messages == [
+        "rule pafi: 23 of the 30 selected entries (76.7%) are exactly zero in the base model, 20 of them in b. Zeros"
+        " are the smallest magnitudes there are, and a tensor or a layer of zeros trains badly or not at all: see that"
+        " the checkpoint is whole, or leave such tensors out: mask.exclude=['b']"
+    ]
+    caplog.clear()
+    assert mask.recipe is not None
+    assert mask.recipe.rebuild(model) == mask  # every client does
+    assert select(model, density=30 / 75, exclude=["[bc]"]).num_selected == 30
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("rule", ["largest", "random"])
+def test_zeros_of_other_rules_are_their_own_affair(rule: str, caplog: pytest.LogCaptureFixture) -> None:
+    mask = select(zeroed_layer(), rule, density=0.9)
+    assert sum(exact_zeros(zeroed_layer(), mask).values()) > 0
+    assert not caplog.messages
+
+
+@given(models(), st.data())
+@settings(max_examples=50, deadline=None)
+def test_zeros_are_counted_one_by_one(model: nn.Module, data: st.DataObject) -> None:
+    total = num_entries(model)
+    mask = select(model, density=data.draw(st.integers(1, total)) / total, base_digest="0" * 64)
+    counts = {
+        name: sum(model.get_parameter(name).flatten()[i].item() == 0 for i in indices)
+        for name, indices in mask.indices.items()
+    }
+    assert exact_zeros(model, mask) == {name: count for name, count in counts.items() if count}
