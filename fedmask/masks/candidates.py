@@ -14,6 +14,28 @@ _FFN_BIAS = re.compile(
     r")\.bias$"
 )
 
+_KEY_BIAS = re.compile(
+    r"(^|\.)("
+    r"attention\.self\.key"  # BERT, RoBERTa, MiniLM, ELECTRA
+    r"|attention\.key"  # ALBERT, SqueezeBERT
+    r"|attention\.k_lin|attentions\.\d+\.k_lin"  # DistilBERT, XLM
+    r"|attention\.attn\.k"  # MPNet
+    r")\.bias$"
+)
+
+KEY_BIASES_IGNORED_BY = frozenset(
+    {
+        *("albert", "bert", "bert-generation", "camembert", "canine", "convbert", "data2vec-text", "distilbert"),
+        *("electra", "ernie", "esm", "flaubert", "layoutlm", "longformer", "luke", "markuplm", "megatron-bert"),
+        *("mobilebert", "mpnet", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "splinter", "squeezebert"),
+        *("tapas", "xlm", "xlm-roberta", "xlm-roberta-xl"),
+    }
+)
+"""Types of model whose outputs do not depend on the bias b of the key projection: q . (k + b) adds q . b to all scores
+of a query alike, and their softmax does not see it. So it is where positions come before the projection or are a term
+of their own, and not where they turn, weigh or meet the keys (rotary, disentangled, relative-key). A test holds every
+type against its own outputs; types that are not here keep all their biases."""
+
 
 def encoder_weights(model: nn.Module, embeddings: bool) -> list[str]:
     """The 2-D weights, without those of embeddings and pooler."""
@@ -27,9 +49,9 @@ def ffn_biases(model: nn.Module, embeddings: bool) -> list[str]:
     return [name for name, _ in model.named_parameters() if name not in outside and _FFN_BIAS.search(name)]
 
 
-def all_biases(model: nn.Module, embeddings: bool) -> list[str]:
-    """Every bias, without the pooler's."""
-    outside = _pooler(model)
+def all_biases(model: nn.Module, key_biases: bool) -> list[str]:
+    """Every bias but the pooler's; without `key_biases` none of attention keys that the outputs do not depend on."""
+    outside = _pooler(model) if key_biases else _pooler(model) | _ignored_key_biases(model)
     return [name for name, _ in model.named_parameters() if name not in outside and re.search(r"(^|[._])bias$", name)]
 
 
@@ -48,3 +70,12 @@ def _embeddings(model: nn.Module) -> set[str]:
     block = {name for name, _ in model.named_parameters() if any(part.startswith("embed") for part in name.split("."))}
     modules = (f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding))
     return block | set(modules)
+
+
+def _ignored_key_biases(model: nn.Module) -> set[str]:
+    """Biases of attention keys whatever whose values the outputs are the same, up to rounding."""
+    config = getattr(model, "config", None)
+    has_absolute_positions = getattr(config, "position_embedding_type", "absolute") == "absolute"
+    if getattr(config, "model_type", None) not in KEY_BIASES_IGNORED_BY or not has_absolute_positions:
+        return set()
+    return {name for name, _ in model.named_parameters() if _KEY_BIAS.search(name)}

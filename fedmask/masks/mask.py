@@ -150,7 +150,8 @@ class MaskRecipe:
     rule: str
     """A name in `fedmask.masks.RULES`."""
     options: Mapping[str, Any]
-    """The arguments of `select` that matter to the rule: density, scope, include, exclude, seed, embeddings."""
+    """The arguments of `select` that matter to the rule: density, scope, include, exclude, seed, embeddings,
+    key_biases."""
     base_digest: str
     """Digest of the base weights the mask was computed from."""
     mask_digest: str
@@ -321,6 +322,7 @@ _IS_OPTION: Mapping[str, Callable[[Any], bool]] = {
     "include": _is_text_list,
     "exclude": _is_text_list,
     "embeddings": lambda value: isinstance(value, bool),
+    "key_biases": lambda value: isinstance(value, bool),
     "seed": lambda value: type(value) is int,
 }
 """The options of `select` that a recipe may carry, and how each is told from damage."""

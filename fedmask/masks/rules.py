@@ -31,6 +31,9 @@ DEFAULT_DENSITY = 3e-4
 
 SCOPES = ("global", "per_tensor")
 
+ABSENT = {"embeddings": False, "key_biases": True}
+"""What a recipe without the option means: so it was before there was a choice."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -41,9 +44,11 @@ class Rule:
     kind: str
     """What the candidates are, in words."""
     candidates: Callable[[nn.Module, bool], list[str]]
-    """(model, embeddings) -> names of the candidate tensors, in model order; reads no values."""
+    """(model, whether `switch` is on) -> names of the candidate tensors, in model order; reads no values."""
     choose: Callable[[Tensors, int, int], dict[str, Indices]]
     """(candidate tensors, k, seed) -> sorted indices (k_i,) of each candidate, k in all."""
+    switch: str | None = None
+    """The option, true or false, that adds to the candidates."""
     tells_zeros: bool = False
     """Whether it seeks small magnitudes, so that exact zeros among its entries are told: they come first of all."""
 
@@ -56,6 +61,7 @@ def select(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     embeddings: bool = False,
+    key_biases: bool = False,
     seed: int = 0,
     base_digest: str | None = None,
 ) -> Mask:
@@ -71,6 +77,8 @@ def select(
             embeddings, and no pooler, which has no gradient under mean pooling.
         exclude: name patterns taken out of the candidates.
         embeddings: whether rule `all` selects the embeddings too.
+        key_biases: whether rule `bitfit` selects the biases of attention keys too where the model's outputs do not
+            depend on them (BERT and its like; elsewhere it always does).
         seed: of rule `random`.
         base_digest: digest of the model's weights where the caller has it; computed where None.
 
@@ -78,8 +86,8 @@ def select(
     range or given to a rule that takes none, patterns without a match, NaN among the candidates, and a model that has
     nothing for the rule. Logs a warning where the rule of smallest magnitude selects exact zeros.
     """
-    given = {"density": density, "scope": scope, "include": include, "exclude": exclude}
-    mask = computed(model, rule, given | {"embeddings": embeddings, "seed": seed}, base_digest)
+    given = {"density": density, "scope": scope, "include": include, "exclude": exclude, "seed": seed}
+    mask = computed(model, rule, given | {"embeddings": embeddings, "key_biases": key_biases}, base_digest)
     if RULES[rule].tells_zeros:
         _tell_zeros(model, rule, mask)
     return mask
@@ -124,22 +132,27 @@ def _checked_options(
     scope: str | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
-    embeddings: bool = False,
+    embeddings: bool | None = None,
+    key_biases: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The options that matter to the rule, defaults filled in: what its recipe carries."""
+    """The options that matter to the rule, defaults filled in: what its recipe carries. None: not given."""
     if rule not in RULES:
         near = difflib.get_close_matches(rule, RULES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RULES)}"
         raise FedmaskError(f"mask.rule={rule}: there is no such rule; {hint}")
-    if embeddings and rule != "all":
-        raise FedmaskError(f"mask.embeddings=true: rule {rule} takes none, only rule all does; leave it out")
+    switches = {"embeddings": embeddings, "key_biases": key_biases}
+    for switch, is_on in switches.items():
+        if is_on and switch != RULES[rule].switch:
+            taker = next(name for name in RULES if RULES[name].switch == switch)
+            raise FedmaskError(f"mask.{switch}=true: rule {rule} takes none, only rule {taker} does; leave it out")
     if not RULES[rule].takes_density:
         given = {"density": density, "scope": scope, "include": include, "exclude": exclude or None}
         for key, value in given.items():
             if value is not None:
                 raise FedmaskError(f"mask.{key}={value}: rule {rule} takes none, it selects all {RULES[rule].kind}")
-        return {"embeddings": True} if embeddings else {}
+        own = {switch: is_on for switch, is_on in switches.items() if switch == RULES[rule].switch}
+        return {switch: is_on for switch, is_on in own.items() if is_on is not None and is_on != ABSENT[switch]}
     density = DEFAULT_DENSITY if density is None else density
     scope = "global" if scope is None else scope
     if not isinstance(density, int | float) or not 0 < density <= 1:
@@ -157,7 +170,8 @@ def _candidates(model: nn.Module, rule: str, options: Mapping[str, Any]) -> Tens
     parameters = dict(model.named_parameters())
     include, exclude = options.get("include"), options.get("exclude", ())
     if include is None:
-        names = RULES[rule].candidates(model, options.get("embeddings", False))
+        switch = RULES[rule].switch
+        names = RULES[rule].candidates(model, switch is not None and options.get(switch, ABSENT[switch]))
     else:
         names = _matching("include", include, parameters)
     left_out = set(_matching("exclude", exclude, parameters))
@@ -277,8 +291,8 @@ RULES: Mapping[str, Rule] = {
     "random": Rule(True, "2-D encoder weights", encoder_weights, _random),
     "hiwi": Rule(False, "feed-forward biases", ffn_biases, _whole_unless_zero),
     "ffn_bias": Rule(False, "feed-forward biases", ffn_biases, _whole),
-    "bitfit": Rule(False, "biases", all_biases, _whole),
-    "all": Rule(False, "parameters", everything, _whole),
+    "bitfit": Rule(False, "biases", all_biases, _whole, switch="key_biases"),
+    "all": Rule(False, "parameters", everything, _whole, switch="embeddings"),
 }
 """Rule name -> Rule. A new rule is a function or two and one line here."""
 

@@ -16,8 +16,7 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertModel
 
 from fedmask.errors import FedmaskError
-from fedmask.masks import RULES, Mask, select
-from fedmask.masks.rules import exact_zeros
+from fedmask.masks import RULES, Mask, exact_zeros, select
 from fedmask.models import BaseModel
 from fedmask.randomness import seed_for
 
@@ -220,8 +219,10 @@ def test_minilm_counts(minilm: nn.Module) -> None:
     assert select(minilm, base_digest="0" * 64).num_selected == 6_814
     assert {len(select(minilm, rule, base_digest="0" * 64).indices) for rule in ("hiwi", "ffn_bias")} == {12}
     counts = {rule: select(minilm, rule, base_digest="0" * 64).num_selected for rule in ("hiwi", "bitfit", "all")}
-    # A layer's biases: query, key, value, attention output, two LayerNorms, feed-forward output; and 1536.
-    assert counts == {"hiwi": 11_520, "bitfit": 6 * (7 * 384 + 1536) + 384, "all": 10_646_784}
+    # A layer's biases: query, value, attention output, two LayerNorms, feed-forward output; and 1536.
+    assert counts == {"hiwi": 11_520, "bitfit": 6 * (6 * 384 + 1536) + 384, "all": 10_646_784}
+    with_keys = select(minilm, "bitfit", key_biases=True, base_digest="0" * 64)
+    assert with_keys.num_selected == 6 * (7 * 384 + 1536) + 384
     assert select(minilm, "all", embeddings=True, base_digest="0" * 64).num_selected == 22_713_216 - 147_840
 
 
@@ -258,8 +259,10 @@ def test_names_of_the_biases(bert: nn.Module) -> None:
     assert list(select(bert, "ffn_bias").shapes) == ffn
     bitfit = list(select(bert, "bitfit").shapes)
     assert bitfit[0] == "embeddings.LayerNorm.bias"
-    assert len(bitfit) == 1 + 2 * 8
-    assert not any("pooler" in name for name in bitfit)
+    assert len(bitfit) == 1 + 2 * 7
+    assert not any("pooler" in name or "key" in name for name in bitfit)
+    keys = set(select(bert, "bitfit", key_biases=True).shapes) - set(bitfit)
+    assert keys == {f"{layer}.attention.self.key.bias" for layer in layers}
 
 
 def test_all_leaves_out_pooler_and_embeddings(bert: nn.Module) -> None:
@@ -332,6 +335,10 @@ def test_patterns_choose_the_candidates(bert: nn.Module) -> None:
         (
             {"rule": "ffn_bias", "exclude": ["*"]},
             "mask.exclude=['*']: rule ffn_bias takes none, it selects all feed-forward biases",
+        ),
+        (
+            {"rule": "all", "key_biases": True},
+            "mask.key_biases=true: rule all takes none, only rule bitfit does; leave it out",
         ),
         ({"embeddings": True}, "mask.embeddings=true: rule pafi takes none, only rule all does; leave it out"),
     ],
