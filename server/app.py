@@ -21,7 +21,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedmask.errors import FedmaskError
-from fedmask.masks import Mask, MaskRecipe, select
+from fedmask.masks import RULES, Mask, MaskRecipe, exact_zeros, select
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.busy_machine import busy_line
 from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
@@ -214,6 +214,7 @@ def select_mask(config: RunConfig, base: BaseModel) -> Mask | None:
         include=rule.include,
         exclude=rule.exclude,
         embeddings=rule.embeddings,
+        key_biases=rule.key_biases,
         seed=rule.seed,
         base_digest=base.digest,
         inputs=base.inputs,
@@ -289,6 +290,7 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "selected_by_tensor": {name: len(indices) for name, indices in mask.indices.items()}
             if mask is not None
             else {},
+            **_told_zeros(base, mask),
         },
         "score": scores.score(),
         "own_score": scores.own_score(),
@@ -305,6 +307,14 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "full_finetuning_bytes_per_client_round": 2 * full_finetuning_bytes_each_way(base.num_parameters),
         },
     }
+
+
+def _told_zeros(base: BaseModel, mask: Mask | None) -> dict[str, int]:
+    """What a rule of smallest magnitude warned of, where it did."""
+    if mask is None or mask.recipe is None or not RULES[mask.recipe.rule].tells_zeros:
+        return {}
+    zeros = sum(exact_zeros(base.encoder, mask).values())
+    return {"exact_zeros": zeros} if zeros else {}
 
 
 @dataclass

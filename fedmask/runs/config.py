@@ -259,7 +259,7 @@ class MaskConfig:
             random="drawn",
             hiwi="feed-forward biases, through small networks",
             ffn_bias="feed-forward biases, directly",
-            bitfit="all biases",
+            bitfit="all biases that outputs depend on",
             all="full fine-tuning",
         ),
     ]
@@ -287,6 +287,12 @@ class MaskConfig:
         _list_of("patterns such as ['*.attention.*']", _text("a pattern"), may_be_empty=True),
     ]
     embeddings: Annotated[bool, "Whether the embeddings are trained too; for all", _switch()]
+    key_biases: Annotated[
+        bool,
+        "Whether biases of attention keys are trained where the model's outputs do not depend on them, as in BERT; for "
+        "bitfit",
+        _switch(),
+    ]
     seed: Annotated[int, "Seed of the draw, apart from the run's seed; for random", _whole(0)]
     rank: Annotated[
         int | None,
@@ -528,7 +534,7 @@ _TAKEN_BY_RULE: Mapping[str, Collection[str]] = {
     "random": (*_RANKED, "seed"),
     "hiwi": ("rank",),
     "ffn_bias": (),
-    "bitfit": (),
+    "bitfit": ("key_biases",),
     "all": ("embeddings",),
 }
 _NOT_GIVEN: Mapping[str, object] = {
@@ -537,6 +543,7 @@ _NOT_GIVEN: Mapping[str, object] = {
     "include": None,
     "exclude": (),
     "embeddings": False,
+    "key_biases": False,
     "seed": 0,
     "rank": None,
 }
@@ -758,8 +765,10 @@ ADDED_LATER: Mapping[str, object] = {
     "data.text_b": None,
     "data.label": None,
     "data.classes": None,
+    "mask.key_biases": True,
 }
-"""Keys that the config.yaml of an older run lacks, and the value that each had before it was a key."""
+"""Keys that the config.yaml of an older run lacks, and the value that each had before it was a key; an option of mask
+rules had it where the run's rule takes it, and is not given elsewhere."""
 
 
 def from_yaml(text: str) -> RunConfig:
@@ -774,8 +783,10 @@ def _with_added_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in ADDED_LATER.items():
         section, dot, entry = key.partition(".")
         target = filled.get(section) if dot else filled
-        if isinstance(target, dict):
-            target.setdefault(entry or section, value)
+        if not isinstance(target, dict):
+            continue
+        is_untaken = section == "mask" and entry not in _TAKEN_BY_RULE.get(str(target.get("rule")), ())
+        target.setdefault(entry or section, _NOT_GIVEN.get(entry) if is_untaken else value)
     return filled
 
 

@@ -49,6 +49,7 @@ VALID: dict[str, Any] = {
         "include": None,
         "exclude": [],
         "embeddings": False,
+        "key_biases": False,
         "seed": 0,
         "rank": None,
     },
@@ -299,9 +300,10 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
         ],
     ),
     (
-        {"mask__embeddings": True, "mask__seed": 3, "mask__rank": 4},
+        {"mask__embeddings": True, "mask__key_biases": True, "mask__seed": 3, "mask__rank": 4},
         [
             "mask.embeddings=true: mask=pafi takes no embeddings; leave it out, or take mask=all",
+            "mask.key_biases=true: mask=pafi takes no key_biases; leave it out, or take mask=bitfit",
             "mask.seed=3: mask=pafi takes no seed; leave it out, or take mask=random",
             "mask.rank=4: mask=pafi takes no rank; leave it out, or take mask=hiwi",
         ],
@@ -449,6 +451,15 @@ def test_the_written_configuration_reads_back_equal(raw: dict[str, Any]) -> None
     config = build(raw)
     assert from_yaml(yaml.safe_dump(to_dict(config), sort_keys=False)) == config
     assert list(to_dict(config)) == list(VALID)
+
+
+@pytest.mark.parametrize(("rule", "before"), [("bitfit", True), ("pafi", False), ("all", False)])
+def test_a_run_from_before_there_were_key_biases_trained_all_biases(rule: str, before: bool) -> None:
+    taken = {} if rule == "pafi" else {"mask__density": None, "mask__scope": None}
+    raw = changed(mask__rule=rule, **taken)
+    assert from_yaml(yaml.safe_dump(raw)).mask.key_biases is False
+    del raw["mask"]["key_biases"]
+    assert from_yaml(yaml.safe_dump(raw)).mask.key_biases is before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """server.app: a configuration becomes a run folder that holds what the contract says; the baselines beside it."""
 
+import copy
 import json
 import shlex
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 
 import fedmask
@@ -110,6 +112,21 @@ def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseMode
     assert all(summary["worst_client_score"][task] <= summary["score"][task] for task in summary["score"])
     assert summary["mean_score"] == pytest.approx(np.mean(list(summary["score"].values())))
     assert summary["seconds"] > 0
+
+
+def test_exact_zeros_in_the_mask_are_told_once_and_kept(
+    federate: Callable[..., Run], tiny: BaseModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeroed = copy.deepcopy(tiny.encoder)
+    torch.nn.init.zeros_(zeroed.get_parameter("encoder.layer.1.output.dense.weight"))
+    zeroed.save_pretrained(tmp_path / "zeroed")  # type: ignore[operator]
+    tiny.tokenizer.save_pretrained(tmp_path / "zeroed")
+    run = federate(f"model.path={tmp_path / 'zeroed'}", "model.weights=pretrained", "mask.density=0.001", "rounds=1")
+    assert run.summary["mask"]["exact_zeros"] == run.summary["mask"]["num_selected"] == 206
+    (told,) = (message for message in caplog.messages if "exactly zero" in message)
+    assert told.startswith(
+        "rule pafi: 206 of the 206 selected entries (100%) are exactly zero in the base model, 206 of"
+    )
 
 
 def test_communication_figures_are_those_of_the_ledger(plain_run: Run, tiny: BaseModel) -> None:
