@@ -104,6 +104,9 @@ def receive_mask(message: Message, context: Context) -> Message:
         "mask-digest": "" if run.mask is None else run.mask.digest,
         "head-layout": client.layout.digest,
         "head-size": client.layout.size,
+        "num-classes": len(client.layout.labels or ()),
+        "classes-digest": client.layout.classes_digest,
+        "num-examples": client.data.num_examples,
         "data-digest": client.data.digest,
     }
     return Message(pack(facts=facts), reply_to=message)

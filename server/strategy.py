@@ -34,11 +34,9 @@ from fedmask.wire.messages import Fact, Facts, facts_of, pack, payload_of
 from fedmask.wire.setup import Settings
 from fedmask.wire.uplink import decode_updates
 from fedmask.wire.vectors import NamedVector
-from server.exchange import Exchange, Member, ReplyObserver
+from server.exchange import Exchange, ReplyObserver
+from server.members import MAX_EXAMPLES, Member
 from server.scores import ClientScore, Scores
-
-MAX_EXAMPLES = 10**9
-"""num_examples above this is no client's number of examples but a fault or an attack on the mean."""
 
 SETUP_SECONDS = 3600.0
 """That clients have to connect and to load what they need, before the first round; a round's time is a round's."""

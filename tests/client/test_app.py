@@ -36,13 +36,15 @@ def zeros(mask: Mask) -> bytes:
 def test_a_client_introduces_itself_and_proves_the_mask(federation: Federate, mask: Mask) -> None:
     facts = dict(facts_of(federation().tell(1).content))
     assert len(str(facts.pop("head-layout"))) == 64
-    assert len(str(facts.pop("data-digest"))) == 16
+    assert len(str(facts.pop("data-digest"))) == len(str(facts.pop("classes-digest"))) == 16
     assert facts == {
         "client-id": 1,
         "task": "only",
         "metric": "accuracy",
         "mask-digest": mask.digest,
         "head-size": 2 * 65,
+        "num-classes": 2,
+        "num-examples": 10,
     }
 
 
