@@ -13,9 +13,11 @@ it rewrites the table in the README from DIR.
 Torch has as many threads as there are cores, unless OMP_NUM_THREADS says otherwise. Leave the machine alone meanwhile.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,16 +26,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from benchmarks.rows import Row, Settings
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
-from fedmask.runs.command import exit_code
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments
 from fedmask.runs.console import console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +50,7 @@ class Request:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or any(argument in ("--help", "-h") for argument in arguments):
+    if not arguments or asks_for_help(arguments):
         print(__doc__)
         return 0 if arguments else 2
     return exit_code(lambda: run(read_request(arguments)), when_stopped="stopped; the rows so far are on disk")
@@ -69,12 +65,10 @@ def run(request: Request) -> None:
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Raises FedmaskError for an argument that is unknown or has no sense."""
-    given = {"output": "runs/benchmark", "trial": "false", "readme": "false"}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in KEYS or not equals:
-            raise FedmaskError(f"{argument}: unknown; the keys are {', '.join(KEYS)}")
-        given[key] = value
+    own, others = own_arguments(arguments, KEYS, paths=("output",))
+    if others:
+        raise FedmaskError(f"{others[0]}: unknown; the keys are {', '.join(KEYS)}")
+    given = {"output": "runs/benchmark", "trial": "false", "readme": "false"} | own
     for key in ("trial", "readme"):
         if given[key] not in ("true", "false"):
             raise FedmaskError(f"{key}={given[key]}: must be true or false")

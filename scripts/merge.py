@@ -7,16 +7,17 @@ Hugging Face model folder in the base's dtype, its weights bit-identical to base
 keeps under clients/, `fedmask.load_classifier(FOLDER)` maps texts to labels.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from fedmask.errors import FedmaskError
-from fedmask.runs.command import exit_code
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments
 from fedmask.runs.config import ModelConfig
 from server.compose import compose
 
@@ -27,7 +28,7 @@ OWN_KEYS = ("adapter", "output", "head")
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or any(argument in ("--help", "-h") for argument in arguments):
+    if not arguments or asks_for_help(arguments):
         print(__doc__)
         return 0 if arguments else 2
     return exit_code(lambda: merge(*_split(arguments)))
@@ -76,20 +77,26 @@ def _write(folder: Path, merged: object, tokenizer: object, head: Path | None) -
 
 def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """This script's own keys, and overrides that name the base model."""
-    own, overrides = {}, []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key in OWN_KEYS and equals:
-            own[key] = value
-        elif key == "model" or key.startswith("model."):
-            overrides.append(argument)
-        else:
+    own, overrides = own_arguments(arguments, OWN_KEYS, paths=OWN_KEYS)
+    for argument in overrides:
+        key = argument.partition("=")[0]
+        if key != "model" and not key.startswith("model."):
             raise FedmaskError(
                 f"{argument}: unknown; give adapter=FILE output=FOLDER and, if need be, model=, model.path=, head=FILE"
             )
-    if missing := [key for key in ("adapter", "output") if not own.get(key)]:
+    missing = [key for key in ("adapter", "output") if key not in own]
+    if missing:
         raise FedmaskError(f"missing: {', '.join(f'{key}=' for key in missing)}; give adapter=FILE output=FOLDER")
+    for key in ("adapter", "head"):
+        if key in own and Path(own[key]).is_dir():
+            raise FedmaskError(f"{key}={own[key]}: a folder; {_in_folder(Path(own[key]), key)}")
     return own, overrides
+
+
+def _in_folder(folder: Path, kind: str) -> str:
+    """Which file of a run's folder is meant by it."""
+    found = sorted(folder.rglob(f"{kind}.safetensors"))
+    return f"name the file, such as {kind}={found[0]}" if found else f"and there is no {kind}.safetensors in it"
 
 
 def _base_config(delta: "Delta", overrides: list[str]) -> ModelConfig:

@@ -104,7 +104,7 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
 
 def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer, started: float) -> dict[str, Any]:
     """started: on the clock of `perf_counter`."""
-    if config.resume is not None and (summary := folder.finished_before()) is not None:
+    if config.resume is not None and (summary := folder.finished_before(config.rounds)) is not None:
         return _left_as_it_is(folder, summary)
     model = config.model
     base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
@@ -177,7 +177,7 @@ def _report(folder: RunFolder) -> None:
 def _begin_or_take_up(folder: RunFolder, config: RunConfig, ledger: Ledger) -> Checkpoint | None:
     """Make folder and ledger ready for the next round; returns the checkpoint of the last one where one has ended."""
     if config.resume is not None:
-        checkpoint = folder.take_up()
+        checkpoint = folder.take_up(config)
         if checkpoint is not None:
             ledger.replay(folder.communication())
             return checkpoint
