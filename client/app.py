@@ -11,6 +11,7 @@ the place of what the server says. Elsewhere all is the run's.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -121,6 +122,9 @@ def receive_mask(message: Message, context: Context) -> Message:
         "inputs-digest": run.texts.base.inputs_digest,
         "head-layout": client.layout.digest,
         "head-size": client.layout.size,
+        "num-classes": len(client.layout.labels or ()),
+        "classes-digest": client.layout.classes_digest,
+        "num-examples": client.data.num_examples,
         "data-digest": client.data.digest,
     }
     return Message(pack(facts=facts), reply_to=message)
@@ -164,11 +168,7 @@ def train(message: Message, context: Context) -> Message:
         kept, told["state-lost"] = Kept(), str(lost)
     start_delta, start_head = _start(client, received, kept)
     result = _train_locally(client, start_delta, start_head, server_round)
-    if not (torch.isfinite(result.delta).all() and torch.isfinite(result.head).all()):
-        raise FedmaskError(
-            f"client {client.data.client_id}: training in round {server_round} has come to numbers that are not finite;"
-            " lower client.learning_rate or client.head_learning_rate"
-        )
+    _check_finite(client, result, server_round)
     updates = _updates(client, result, start_delta, start_head)
     settings, client_id = client.run.settings, client.data.client_id
     payload, residuals = encode_updates(updates, kept.residuals, settings.codec, server_round, client_id, settings.seed)
@@ -176,6 +176,19 @@ def train(message: Message, context: Context) -> Message:
         _keep(client, server_round, whole_number(asked, "state-round"), result, residuals)
     told |= {"num-examples": client.data.num_examples, "train-loss": result.mean_loss}
     return Message(pack(payload, told), reply_to=message)
+
+
+def _check_finite(client: Client, result: LocalResult, server_round: int) -> None:
+    """Raises FedmaskError where training has left the float32 numbers, and says what helps."""
+    where = f"client {client.data.client_id}: training in round {server_round} has come to"
+    if not (torch.isfinite(result.delta).all() and torch.isfinite(result.head).all()):
+        raise FedmaskError(
+            f"{where} numbers that are not finite; lower client.learning_rate or client.head_learning_rate"
+        )
+    if not math.isfinite(result.mean_loss):
+        scale = f"scale the labels of task {client.data.task.name}, whose squares are beyond float32"
+        remedy = scale if client.layout.labels is None else "lower client.learning_rate or client.head_learning_rate"
+        raise FedmaskError(f"{where} a loss of {result.mean_loss}; {remedy}")
 
 
 @app.evaluate()
