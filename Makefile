@@ -6,6 +6,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup demo test check
 .DEFAULT_GOAL := help

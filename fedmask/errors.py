@@ -1,11 +1,25 @@
 """The one family of errors a person is meant to read: a single line that says what is wrong, where, and what to do."""
 
+from collections.abc import Sequence
+
 MAX_DETAIL_CHARACTERS = 500
 """Of what a peer sent, the most that a rejection quotes."""
 
 
 class FedmaskError(ValueError):
     """Bad input or a broken promise between server and client, told in one line."""
+
+
+class ConfigError(FedmaskError):
+    """Everything that is wrong with a configuration: one line a fault, `key=value: what is allowed`."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[str, ...]]]:
+        """From process to process with its faults, not with the text that they make."""
+        return type(self), (self.faults,)
 
 
 class MaskMismatchError(FedmaskError):

@@ -52,6 +52,20 @@ def home(variable: str) -> Path:
         raise FedmaskError(f"this user has no home folder; name a folder for files with {variable}=DIR") from error
 
 
+def with_home(path: str) -> str:
+    """The path with a home folder in the place of a leading ~ or ~USER, for a shell puts it there at the beginning of a
+    word only. Unchanged where there is no such home folder, which `path_fault` tells.
+    """
+    return os.path.expanduser(path)  # noqa: PTH111 (pathlib would drop the ./ which says that a ~ is part of a name)
+
+
+def path_fault(path: str) -> str | None:
+    """Why this, after `with_home`, names no file; None where it may."""
+    if path.startswith("~"):
+        return f"there is no home folder {path.partition('/')[0]}; a name with a ~ in front is written ./{path}"
+    return "no path has a NUL character" if "\0" in path else None
+
+
 def remove_scraps(folder: Path, in_subfolders: bool = False) -> None:
     """Remove what writes that were killed have left in a folder to which nobody writes now."""
     for scrap in list(folder.rglob(_SCRAPS) if in_subfolders else folder.glob(_SCRAPS)):

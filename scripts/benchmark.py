@@ -3,8 +3,8 @@
     python scripts/benchmark.py section=NAME|all [output=DIR] [trial=true]
     python scripts/benchmark.py readme=true [output=DIR]
 
-NAME is mask, step, switch, aggregate, codec, simulate, checkpoint or inference. Prints a table a section and writes
-DIR/benchmark.json (by default runs/benchmark), a list of rows `section`, `work`, `variant`, `rival`, `value`,
+NAME is mask, step, threads, switch, aggregate, codec, simulate, checkpoint or inference. Prints a table a section and
+writes DIR/benchmark.json (by default runs/benchmark), a list of rows `section`, `work`, `variant`, `rival`, `value`,
 `rival_value`, `unit`, `ratio` (how many times better fedmask is: above 1 is better), `target` (the least ratio; null
 where a row only informs) and `met`. DIR/machine.json says where and with what. All rows so far are on disk at any
 moment. trial=true runs everything on tiny models with few repeats, to see that it runs. readme=true measures nothing:
@@ -13,9 +13,11 @@ it rewrites the table in the README from DIR.
 Torch has as many threads as there are cores, unless OMP_NUM_THREADS says otherwise. Leave the machine alone meanwhile.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,21 +26,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from benchmarks.rows import Row, Settings
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
-from fedmask.runs.command import exit_code
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments
 from fedmask.runs.console import console
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("section", "output", "trial", "readme")
-SECTIONS = ("mask", "step", "switch", "aggregate", "codec", "simulate", "checkpoint", "inference")
+SECTIONS = ("mask", "step", "threads", "switch", "aggregate", "codec", "simulate", "checkpoint", "inference")
 """In the order of section=all; each is a module of scripts/benchmarks with a function `rows(settings)`."""
 REPEATS = 7
 
@@ -54,7 +50,7 @@ class Request:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or any(argument in ("--help", "-h") for argument in arguments):
+    if not arguments or asks_for_help(arguments):
         print(__doc__)
         return 0 if arguments else 2
     return exit_code(lambda: run(read_request(arguments)), when_stopped="stopped; the rows so far are on disk")
@@ -69,12 +65,10 @@ def run(request: Request) -> None:
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Raises FedmaskError for an argument that is unknown or has no sense."""
-    given = {"output": "runs/benchmark", "trial": "false", "readme": "false"}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in KEYS or not equals:
-            raise FedmaskError(f"{argument}: unknown; the keys are {', '.join(KEYS)}")
-        given[key] = value
+    own, others = own_arguments(arguments, KEYS, paths=("output",))
+    if others:
+        raise FedmaskError(f"{others[0]}: unknown; the keys are {', '.join(KEYS)}")
+    given = {"output": "runs/benchmark", "trial": "false", "readme": "false"} | own
     for key in ("trial", "readme"):
         if given[key] not in ("true", "false"):
             raise FedmaskError(f"{key}={given[key]}: must be true or false")

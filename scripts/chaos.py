@@ -16,8 +16,10 @@ the command can be stopped at any moment and given again.
 report=true rewrites the tables in docs/reliability.md and in the README from DIR/chaos.json.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import json
-import os
 import shlex
 import sys
 import time
@@ -27,15 +29,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from faults.outcome import Outcome, Settings
 from fedmask.errors import FedmaskError
 from fedmask.files import locked, write_atomically
-from fedmask.runs.command import exit_code
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments
 from fedmask.runs.commit import commit_of
 from server.compose import CONF, compose
 
@@ -63,7 +60,7 @@ class Request:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or any(argument in ("--help", "-h") for argument in arguments):
+    if not arguments or asks_for_help(arguments):
         print(__doc__)
         return 0 if arguments else 2
     return exit_code(lambda: do(read_request(arguments)), when_stopped="stopped; the same command goes on from here")
@@ -78,15 +75,12 @@ def do(request: Request) -> int:
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Raises FedmaskError for an argument that is unknown or has no sense."""
-    given, overrides = {"jobs": "1", "report": "false", "output": "runs/chaos"}, []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
+    own, overrides = own_arguments(arguments, OWN_KEYS, paths=("output",))
+    given = {"jobs": "1", "report": "false", "output": "runs/chaos"} | own
+    for argument in overrides:
+        key = argument.partition("=")[0]
         if key in NOT_TAKEN:
             raise FedmaskError(f"{argument}: chaos takes no {key}; its runs are its own, in one process")
-        if key in OWN_KEYS and equals:
-            given[key] = value
-        else:
-            overrides.append(argument)
     config = compose(overrides)  # all faults of the others at once
     amounts = {part: _amount(part, given[part]) for part in PARTS if part in given}
     wanted = {part: amount for part, amount in amounts.items() if amount}

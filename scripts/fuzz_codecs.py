@@ -7,19 +7,20 @@ another, its lengths made huge; and random bytes behind its header, or alone. Pr
 decoder raised anything else, returned anything else, or held more memory than the vector and the bytes account for.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import struct
 import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from fedmask.errors import CodecError, FedmaskError
+from fedmask.runs.command import asks_for_help, own_arguments
 from fedmask.runs.console import console
 from fedmask.wire.codecs import codec, decode
 
@@ -34,7 +35,7 @@ SPARE_BYTES = 64 * 1024
 
 
 def main(arguments: list[str]) -> int:
-    if any(argument in ("--help", "-h") for argument in arguments):
+    if asks_for_help(arguments):
         print(__doc__)
         return 0
     try:
@@ -52,13 +53,11 @@ def main(arguments: list[str]) -> int:
 
 def read_request(arguments: Sequence[str]) -> tuple[int, int]:
     """Strings a codec, and the seed. Raises FedmaskError for an argument that is unknown or no number."""
-    given = {"strings": 10_000, "seed": 0}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in given or not value.isdecimal():
-            raise FedmaskError(f"{argument}: must be strings=NUMBER or seed=NUMBER")
-        given[key] = int(value)
-    return given["strings"], given["seed"]
+    own, others = own_arguments(arguments, ("strings", "seed"))
+    wrong = [*others, *(f"{key}={value}" for key, value in own.items() if not value.isdecimal())]
+    if wrong:
+        raise FedmaskError(f"{wrong[0]}: must be strings=NUMBER or seed=NUMBER")
+    return int(own.get("strings", 10_000)), int(own.get("seed", 0))
 
 
 @dataclass

@@ -15,10 +15,12 @@ rivals would send stands beside, by formula (`fedmask.wire.projections`) and lab
 travels, scoring messages, HTTP and TLS come on top of what the table says; seconds are bytes over the rate of the link.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import csv
 import io
 import json
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -31,15 +33,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
-from fedmask.runs.command import exit_code
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments, usable_path
 from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.wire.codecs import codec
 from fedmask.wire.projections import full_finetuning_bytes_each_way, projections
@@ -81,7 +77,7 @@ class Request:
 
 
 def main(arguments: list[str]) -> int:
-    if any(argument in ("--help", "-h") for argument in arguments):
+    if asks_for_help(arguments):
         print(__doc__)
         return 0
     return exit_code(lambda: run(read_request(arguments)))
@@ -96,14 +92,8 @@ def run(request: Request) -> None:
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Raises FedmaskError for an argument that has no sense, and for a codec that does not exist."""
-    given = {"steps": "5", "output": "runs/communication"}
-    overrides = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key in KEYS and equals:
-            given[key] = value
-        else:
-            overrides.append(argument)
+    own, overrides = own_arguments(arguments, KEYS, paths=("output", "run"))
+    given = {"steps": "5", "output": "runs/communication"} | own
     codecs = _listed(given["codecs"]) if "codecs" in given else CODECS
     for spec in codecs:
         codec(spec)
@@ -118,7 +108,7 @@ def read_request(arguments: Sequence[str]) -> Request:
         steps=int(given["steps"]),
         output=Path(given["output"]),
         run=Path(given["run"]) if "run" in given else None,
-        runs=tuple(map(Path, _listed(given["runs"]))) if "runs" in given else (),
+        runs=tuple(Path(usable_path("runs", path)) for path in _listed(given["runs"])) if "runs" in given else (),
         overrides=tuple(overrides),
     )
 

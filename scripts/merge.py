@@ -9,6 +9,9 @@ keeps them under clients/, `fedmask.load_classifier(FOLDER)` maps texts to label
 with trust_remote_code=True, by code that lies in FOLDER.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import shutil
 import sys
 import tempfile
@@ -17,11 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from fedmask.errors import FedmaskError, MaskMismatchError
-from fedmask.runs.command import exit_code
-from fedmask.runs.config import ConfigError, ModelConfig, from_yaml
+from fedmask.errors import ConfigError, FedmaskError, MaskMismatchError
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments
+from fedmask.runs.config import ModelConfig, from_yaml
 from server.compose import compose
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ HEAD = "head.safetensors"
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or any(argument in ("--help", "-h") for argument in arguments):
+    if not arguments or asks_for_help(arguments):
         print(__doc__)
         return 0 if arguments else 2
     return exit_code(lambda: merge(*_split(arguments)))
@@ -173,18 +174,15 @@ def _head_file(path: Path) -> Path:
 
 def _split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     """This script's own keys, and overrides that name the base model."""
-    own, overrides = {}, []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key in OWN_KEYS and equals:
-            own[key] = value
-        elif key == "model" or key.startswith("model."):
-            overrides.append(argument)
-        else:
+    own, overrides = own_arguments(arguments, OWN_KEYS, paths=OWN_KEYS)
+    for argument in overrides:
+        key = argument.partition("=")[0]
+        if key != "model" and not key.startswith("model."):
             raise FedmaskError(
                 f"{argument}: unknown; give adapter=FILE output=FOLDER and, if need be, model=, model.path=, head=FILE"
             )
-    if missing := [key for key in ("adapter", "output") if not own.get(key)]:
+    missing = [key for key in ("adapter", "output") if key not in own]
+    if missing:
         raise FedmaskError(f"missing: {', '.join(f'{key}=' for key in missing)}; give adapter=FILE output=FOLDER")
     return own, overrides
 

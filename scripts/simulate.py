@@ -3,37 +3,38 @@
 overrides -> checked configuration -> federation on a runtime -> run folder and a table.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import dataclasses
-import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from fedmask.runs.command import exit_code
+from fedmask.runs.command import asks_for_help, exit_code
 from fedmask.runs.config import RunConfig
 from server.compose import compose, help_text
+from server.overrides import given_twice
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 
 def main(arguments: list[str]) -> int:
-    if any(argument in ("--help", "-h") for argument in arguments):
+    if asks_for_help(arguments):
         print(help_text())
         return 0
-    return exit_code(lambda: simulate(compose(arguments)))
+    return exit_code(lambda: simulate(compose(arguments), tuple(given_twice(arguments))))
 
 
-def simulate(config: RunConfig) -> None:
-    """The run asked for, then each baseline it is to be compared with, in the same process on the same data."""
+def simulate(config: RunConfig, notes: Sequence[str] = ()) -> None:
+    """The run asked for, then each baseline it is to be compared with, in the same process on the same data.
+
+    notes: what is said of the command line once the run is set up.
+    """
     # Flower, torch and transformers take seconds to import: a mistyped override is told without them.
     from client.process import population
     from fedmask.runs.console import communication_lines, console, left_out_lines, own_mix_table, results_table
@@ -47,6 +48,8 @@ def simulate(config: RunConfig) -> None:
     # Refuses a folder that holds a run, or none where one is to be resumed, before any work is done.
     RunFolder(output, config.overwrite, resume=config.resume is not None)
     _say_set_up(config, len(clients), tasks)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
     summaries = {config.title: run(config)}
     for baseline in config.compare:
         folder = output / COMPARE / baseline

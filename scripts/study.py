@@ -12,9 +12,11 @@ report=true rewrites docs/studies/NAME.md, its plot and results (NAME.jsonl), an
 finished cells alone; for a file of your own it writes page, plot and results into DIR.
 """
 
+import preparation  # noqa: F401
+
+# isort: split
 import json
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -26,15 +28,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from fedmask.errors import FedmaskError
 from fedmask.files import locked, write_atomically
 from fedmask.processes import end_with_parent
-from fedmask.runs.command import exit_code
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments, usable_path
 from fedmask.runs.commit import commit_of
 from fedmask.runs.config import RunConfig
 from fedmask.runs.folder import REPORT, SUMMARY
@@ -55,6 +52,8 @@ ROOT = CONF.parent
 DOCS = ROOT / "docs" / "studies"
 CELL_FILE = "cell.json"
 KEYS = ("experiment", "seeds", "jobs", "budget_hours", "output", "results", "report")
+DATA = "data.root"
+"""The one key of a run that is given beside: where data lies is no part of a study."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Request:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or any(argument in ("--help", "-h") for argument in arguments):
+    if not arguments or asks_for_help(arguments):
         print(__doc__)
         return 0 if arguments else 2
     signal.signal(signal.SIGTERM, _interrupt)
@@ -100,18 +99,17 @@ def _interrupt(number: int, frame: object) -> None:
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Raises FedmaskError for an argument that is unknown or has no sense."""
-    given = {"seeds": "3", "jobs": "1", "report": "false"}
-    here = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key in KEYS and equals:
-            given[key] = value
-        elif key == "data.root" and equals:
-            here.append(f"data.root={Path(value).resolve()}")
-        else:
-            raise FedmaskError(f"{argument}: unknown; the keys are {', '.join(KEYS)} and data.root")
+    own, others = own_arguments(arguments, (*KEYS, DATA), paths=("output", "results", DATA))
+    if others:
+        raise FedmaskError(f"{others[0]}: unknown; the keys are {', '.join(KEYS)} and {DATA}")
+    given = {"seeds": "3", "jobs": "1", "report": "false"} | own
     file = _study_file(given.get("experiment", ""))
     study = read_study(file)
+    if _whole(own, "seeds", "1") > 1 and not any(row.is_finalist for row in study.rows.values()):
+        raise FedmaskError(
+            f"seeds={own['seeds']}: study {study.name} has no row with `finalist: true`, and all others run under one "
+            "seed; mark the rows that shall run under several, or leave seeds= out"
+        )
     return Request(
         study=study,
         is_own=file.parent != STUDIES,
@@ -121,23 +119,27 @@ def read_request(arguments: Sequence[str]) -> Request:
         output=Path(given.get("output") or f"runs/study-{study.name}"),
         results=Path(given["results"]) if given.get("results") else None,
         report=_switch(given, "report"),
-        here=tuple(here),
+        here=(f"{DATA}={Path(own[DATA]).resolve()}",) if DATA in own else (),
     )
 
 
 def _study_file(name: str) -> Path:
-    if name.endswith(".yaml") and Path(name).is_file():
-        return Path(name).resolve()
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        file = Path(usable_path("experiment", name))
+        if not file.is_file():
+            raise FedmaskError(f"experiment={name}: there is no such file")
+        return file.resolve()
     names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
     if name not in names:
         raise FedmaskError(f"experiment={name}: must be a study of conf/study ({', '.join(names)}) or a .yaml file")
     return STUDIES / f"{name}.yaml"
 
 
-def _whole(given: Mapping[str, str], key: str) -> int:
-    if not given[key].isdecimal() or int(given[key]) < 1:
-        raise FedmaskError(f"{key}={given[key]}: must be a whole number of at least 1")
-    return int(given[key])
+def _whole(given: Mapping[str, str], key: str, default: str = "") -> int:
+    text = given.get(key, default)
+    if not text.isdecimal() or int(text) < 1:
+        raise FedmaskError(f"{key}={text}: must be a whole number of at least 1")
+    return int(text)
 
 
 def _hours(text: str) -> float:
@@ -287,7 +289,8 @@ def _check_nothing_lost(request: Request, finished: Mapping[str, Finished], resu
     if not results.exists():
         return
     known = asked_for(request.study, request.seeds, read_results(results))
-    if lost := sorted(known.keys() - finished.keys()):
+    lost = sorted(known.keys() - finished.keys())
+    if lost:
         raise FedmaskError(
             f"{results}: holds {len(lost)} finished cells that output={request.output} lacks, {lost[0]} among them; "
             f"give results={results} to keep them, or remove the file"

@@ -10,7 +10,7 @@ import logging
 import secrets
 import shlex
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedmask.errors import FedmaskError
 from fedmask.masks import Mask, MaskRecipe, select
 from fedmask.models import BaseModel, load_base
+from fedmask.runs.busy_machine import busy_line
 from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
 from fedmask.runs.config import ConfigError, RunConfig, shown
 from fedmask.runs.console import RunProgress, console
@@ -34,6 +35,7 @@ from fedmask.wire.ledger import Ledger, LedgerLine
 from fedmask.wire.projections import full_finetuning_bytes_each_way
 from fedmask.wire.setup import Settings
 from server.compose import compose
+from server.local_grid import LocalGrid
 from server.scores import Scores
 from server.strategy import MaskedAveraging, Observer, RoundReport
 
@@ -103,7 +105,7 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
 
 def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer, started: float) -> dict[str, Any]:
     """started: on the clock of `perf_counter`."""
-    if config.resume is not None and (summary := folder.finished_before()) is not None:
+    if config.resume is not None and (summary := folder.finished_before(config.rounds)) is not None:
         return _left_as_it_is(folder, summary)
     model = config.model
     base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
@@ -122,7 +124,13 @@ def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer
     if config.log.tensorboard:
         scalars = Scalars(folder.tensorboard, 0 if checkpoint is None else checkpoint.state.round, ledger.total_bytes)
     recorder = _FolderObserver(
-        folder, ledger, scalars, observer, started - (0.0 if checkpoint is None else checkpoint.seconds)
+        folder,
+        ledger,
+        scalars,
+        observer,
+        started - (0.0 if checkpoint is None else checkpoint.seconds),
+        # Elsewhere, and on a GPU, this process waits for work that is not its own.
+        config.threads if isinstance(grid, LocalGrid) and config.device == "cpu" else None,
     )
     strategy = MaskedAveraging(
         settings,
@@ -178,7 +186,7 @@ def _report(folder: RunFolder) -> None:
 def _begin_or_take_up(folder: RunFolder, config: RunConfig, ledger: Ledger) -> Checkpoint | None:
     """Make folder and ledger ready for the next round; returns the checkpoint of the last one where one has ended."""
     if config.resume is not None:
-        checkpoint = folder.take_up()
+        checkpoint = folder.take_up(config)
         if checkpoint is not None:
             ledger.replay(folder.communication())
             return checkpoint
@@ -303,6 +311,10 @@ class _FolderObserver:
     watching: Observer
     started: float
     """On the clock of `perf_counter`: when the run would have started, had it never stopped."""
+    threads: int | None
+    """Of this process, where it computes for the clients; None where others do."""
+    cpu_started: float = field(default_factory=time.process_time)
+    """This process's CPU seconds when the round began."""
 
     def seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -337,6 +349,16 @@ class _FolderObserver:
             self.folder.checkpoints, Checkpoint(report.state, round(self.seconds(), 3), self.folder.file_bytes())
         )
         self.watching.round_ended(report)
+        self._tell_a_busy_machine(report.seconds)
+
+    def _tell_a_busy_machine(self, wall_seconds: float) -> None:
+        """Once a run is enough."""
+        before, self.cpu_started = self.cpu_started, time.process_time()
+        if self.threads is None:
+            return
+        if (line := busy_line(wall_seconds, self.cpu_started - before, self.threads)) is not None:
+            logging.getLogger("fedmask").warning("%s", line)
+            self.threads = None
 
     def close(self, test_scores: Scores) -> None:
         """What came after the last round."""

@@ -1,12 +1,13 @@
-"""Command line and `conf/` -> RunConfig, all faults reported together; the only module that knows Hydra.
+"""Command line and `conf/` -> RunConfig, all faults reported together. It and server/overrides.py alone know Hydra.
 
-Overrides are read one by one, because Hydra stops at the first fault. Hydra composes the chosen files of `conf/`, the
-single keys are set on the result, and `fedmask.runs.config` checks it. Hydra writes no folder and no log.
+`server.overrides` reads the command line. Hydra composes the chosen files of `conf/`, the single keys are set on the
+result, and `fedmask.runs.config` checks it. Hydra writes no folder and no log.
 """
 
+import os
 import re
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
+from fedmask.files import path_fault
 from fedmask.runs.config import (
     KEYS,
     ConfigError,
@@ -30,21 +31,17 @@ from fedmask.runs.config import (
     check,
     flat,
     from_yaml,
-    not_allowed,
-    one_of_text,
+    read_value,
     shown,
     to_dict,
-    unknown_key,
 )
+from fedmask.runs.strict_yaml import read_mapping_file
+from server.overrides import NAMED_BY, Overrides, read_overrides
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 STUDIES = CONF / "study"
 """Grids of runs for scripts/study.py: no group of a run's configuration."""
 
-# The key by which a group's file says which one it is. Set alone, it would leave the options of another file behind.
-_NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}
-# Keys whose value is any text are taken as written, so that a path needs no quotes of Hydra's grammar.
-_TAKEN_AS_WRITTEN = ("model.hub", "model.path", "data.root", "output", "resume")
 # Keys that a run fills in where they are null.
 _LEFT_OPEN = ("data.tasks", "threads", "output")
 
@@ -52,65 +49,63 @@ _LEFT_OPEN = ("data.tasks", "threads", "output")
 def compose(overrides: Sequence[str]) -> RunConfig:
     """The checked configuration of `conf/config.yaml` with `key=value` overrides, as given on the command line.
 
-    With `resume=DIR` it is that of DIR/config.yaml, and no override may differ from it. Else `GROUP=NAME` takes
-    conf/GROUP/NAME.yaml; of a key given twice the last counts. Lists are written `[a,b]`; a text with special
-    characters stands in quotes, but `model.path`, `data.root`, `output` and `resume` are taken as written.
+    With `resume=DIR` it is that of DIR/config.yaml, and no override may differ from it but a larger `rounds=`. Else
+    `GROUP=NAME` takes conf/GROUP/NAME.yaml; of a key given twice the last counts. Lists are written `[a,b]`; in them a
+    text with special characters stands in quotes. A text and a path are taken as written, a leading ~ of a path as a
+    home folder.
     Raises ConfigError with all faults of syntax, names, types, ranges and contradictions, one line each.
     """
-    choices: dict[str, str] = {}
-    values: dict[str, object] = {}
-    undecided: set[str] = set()
-    faults: list[str] = []
-    known_groups = groups()
-    for override in overrides:
-        key, _, text = override.partition("=")
-        try:
-            if key in known_groups:
-                choices[key] = _choice(key, text, known_groups[key])
-            else:
-                values[key] = _value(override, known_groups)
-        except FedmaskError as fault:
-            faults.append(str(fault))
-            undecided.add(_NAMED_BY.get(key, key))
-    if values.get("resume"):
-        return _resumed(choices, values, faults)
-    raw = _composed(choices)
-    for key, value in values.items():
+    given = read_overrides(overrides, groups(), {file.stem for file in STUDIES.glob("*.yaml")})
+    if given.values.get("resume"):
+        return _resumed(given)
+    raw = _composed(given.choices)
+    for key, value in given.values.items():
         _set(raw, key, value)
-    found, more = check(raw, undecided)
-    faults += [*more, *_path_faults(found)]
+    found, faults = check(raw, given.undecided)
+    faults = [*given.faults, *faults, *_path_faults(found)]
     if faults:
         raise ConfigError(faults)
     return build(raw)
 
 
-def _resumed(choices: Mapping[str, str], values: Mapping[str, object], faults: Sequence[str]) -> RunConfig:
-    """The configuration of the run to resume. Raises ConfigError with `faults` and every override that differs."""
+def _resumed(given: Overrides) -> RunConfig:
+    """The configuration of the run to resume. Raises ConfigError with every fault and every override that differs."""
     from fedmask.runs.folder import CONFIG  # numpy: late
 
-    folder = str(values["resume"])
     try:
-        saved = from_yaml((Path(folder) / CONFIG).read_text())
+        folder = read_value("resume", given.values["resume"], KEYS["resume"].allowed)
+        if (unusable := path_fault(folder)) is not None:
+            raise FedmaskError(f"resume={shown(folder)}: {unusable}")
+    except FedmaskError as error:
+        raise ConfigError([*given.faults, str(error)]) from error
+    try:
+        saved = from_yaml((Path(folder) / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
-        none = f"resume={shown(folder)}: holds no run, for it has no {CONFIG} that can be read"
-        raise ConfigError([*faults, none]) from None
+        is_file = os.path.isfile(folder)  # noqa: PTH113 (without an error for a name that is too long)
+        none = "a file; name the run's folder" if is_file else f"holds no run, for it has no {CONFIG} that can be read"
+        raise ConfigError([*given.faults, f"resume={shown(folder)}: {none}"]) from None
     except ConfigError as error:
         raise ConfigError(
-            [*faults, *(f"resume={shown(folder)}: {CONFIG}: {fault}" for fault in error.faults)]
+            [*given.faults, *(f"resume={shown(folder)}: {CONFIG}: {fault}" for fault in error.faults)]
         ) from error
-    config = replace(saved, resume=folder, output=folder)
+    config = replace(saved, resume=folder, output=folder, rounds=_more_rounds(given.values.get("rounds"), saved.rounds))
     held = flat(to_dict(config))
-    faults = [*faults, *_differences(_given(choices, values), held), *_path_faults(held)]
+    faults = [*given.faults, *_differences(_given(given.choices, given.values), held), *_path_faults(held)]
     if faults:
         raise ConfigError(faults)
     return config
+
+
+def _more_rounds(given: object, saved: int) -> int:
+    """The rounds that a run has from now on: the number given where it is larger than its own."""
+    return given if type(given) is int and given > saved else saved
 
 
 def _given(choices: Mapping[str, str], values: Mapping[str, object]) -> dict[str, object]:
     """What overrides say, by dotted key: the files of groups, what other file such a file takes, the single keys."""
     composed, plain = flat(_composed(choices)), flat(_composed({}))
     said = {key for group, name in choices.items() for key in _keys_in_file(group, name)}
-    said |= {key for key in _NAMED_BY.values() if composed[key] != plain[key]}
+    said |= {key for key in NAMED_BY.values() if composed[key] != plain[key]}
     in_files = {key: composed[key] for key in said & KEYS.keys() if composed.get(key) is not None}
     return {key: value for key, value in (in_files | dict(values)).items() if key != "resume"}
 
@@ -126,18 +121,18 @@ def _keys_in_file(group: str, name: str) -> set[str]:
 def _differences(given: Mapping[str, object], held: Mapping[str, object]) -> Iterator[str]:
     """One line for each key that is given another value than the run has that is resumed."""
     for key, value in given.items():
-        allowed = KEYS[key].allowed
         try:
-            read = allowed.read(value)
-        except (ValueError, OverflowError):
-            yield not_allowed(key, value, allowed.text, allowed.choices)
+            read = read_value(key, value, KEYS[key].allowed)
+        except FedmaskError as fault:
+            yield str(fault)
             continue
         if key in _LEFT_OPEN and read is None:
             continue
         # A folder may be written in several ways.
         is_same = _is_same_folder(read, held[key]) if key == "output" else read == held[key]
         if not is_same:
-            yield f"{key}={shown(read)}: the run to resume has {key}={shown(held[key])}; leave it out"
+            remedy = "leave it out" + (", or give more of them" if key == "rounds" else "")
+            yield f"{key}={shown(read)}: the run to resume has {key}={shown(held[key])}; {remedy}"
 
 
 def _is_same_folder(one: object, other: object) -> bool:
@@ -158,44 +153,6 @@ def _first_comment(file: Path) -> str:
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
-def _choice(group: str, name: str, names: Collection[str]) -> str:
-    if group == "experiment" and (STUDIES / f"{name}.yaml").exists():
-        raise FedmaskError(f"experiment={shown(name)}: a study of many runs; give it to scripts/study.py")
-    if name not in names:
-        raise FedmaskError(not_allowed(group, name, one_of_text(names), names))
-    return name
-
-
-def _value(override: str, known_groups: Collection[str]) -> object:
-    """The value of one `key=value`; FedmaskError where there is no such key to set, or the value cannot be read."""
-    key, equals, text = override.partition("=")
-    if key.startswith(("+", "~")):
-        raise FedmaskError(f"{shown(override)}: keys can be neither added nor deleted; write key=value")
-    if not equals:
-        raise FedmaskError(f"{shown(override)}: must be key=value; --help lists all keys")
-    if key not in KEYS:
-        raise FedmaskError(unknown_key(key, text, [*KEYS, *known_groups]))
-    if key in _NAMED_BY.values():
-        group = key.partition(".")[0]
-        raise FedmaskError(f"{shown(override)}: comes with the file that {group}=NAME takes; write {group}={text}")
-    if key in _TAKEN_AS_WRITTEN and not text.startswith(("'", '"')):
-        return None if text == "null" else text
-    return _parsed(override, text)
-
-
-def _parsed(override: str, text: str) -> object:
-    """A value in Hydra's grammar: numbers, true, false, null, words, 'quoted text', [lists] and {mappings: 1}."""
-    try:
-        parsed = OverridesParser.create().parse_override(f"value={text}")
-    except HydraException as error:
-        raise FedmaskError(
-            f"{shown(override)}: not a value; a list is written [a,b], a text with special characters stands in quotes"
-        ) from error
-    if parsed.is_sweep_override():
-        raise FedmaskError(f"{shown(override)}: a run takes one value a key; a list is written [a,b]")
-    return parsed.value()
-
-
 def _composed(choices: Mapping[str, str]) -> dict[str, Any]:
     """`conf/` as plain nested dicts, with the chosen files."""
     try:
@@ -205,9 +162,28 @@ def _composed(choices: Mapping[str, str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         files = " ".join(f"{group}={name}" for group, name in choices.items()) or "its defaults"
         raise ConfigError([f"conf/ does not compose with {files}: {' '.join(str(error).split())}"]) from error
+    _check_numbers_and_names(choices)
     # Each rule's own rate stands in its file, and reaches the run as the default of client.learning_rate.
     raw["mask"].pop("learning_rate", None)
     return dict(raw)
+
+
+def _check_numbers_and_names(choices: Mapping[str, str]) -> None:
+    """Raises ConfigError where YAML makes something else of a chosen file than its writer may have meant, such as 8 of
+    010: Hydra reads it so."""
+    chosen = _defaults(CONF / "config.yaml") | dict(choices)
+    if experiment := chosen.get("experiment"):
+        chosen = chosen | _defaults(CONF / "experiment" / f"{experiment}.yaml") | dict(choices)
+    for group, name in chosen.items():
+        if (file := CONF / group / f"{name}.yaml").is_file():
+            read_mapping_file(file)
+
+
+def _defaults(file: Path) -> dict[str, str | None]:
+    """The group files that a file takes, by group."""
+    entries = read_mapping_file(file).content.get("defaults") or ()
+    choices = (choice for entry in entries if isinstance(entry, dict) for choice in entry.items())
+    return {group.removeprefix("override").strip(" /"): name for group, name in choices}
 
 
 def _set(raw: dict[str, Any], key: str, value: object) -> None:
@@ -220,13 +196,24 @@ def _set(raw: dict[str, Any], key: str, value: object) -> None:
 
 def _path_faults(values: Mapping[str, Any]) -> Iterator[str]:
     """What the file system says against the run, before any work is done for it."""
-    output, root = values.get("output"), values.get("data.root")
-    if output is not None:
-        for path in (Path(output), *Path(output).parents):
-            if path.exists() and not path.is_dir():
-                yield f"output={shown(output)}: must be a folder, but {path} is a file"
-    if root is not None and values.get("data.source") in ("tsv", "hub", "python") and not Path(root).is_dir():
-        yield f"data.root={shown(root)}: there is no such folder"
+    keys = [key for key, entry in KEYS.items() if entry.allowed.kind == "path" and values.get(key) is not None]
+    for key in sorted(keys, key=lambda key: key != "output"):
+        path = values[key]
+        try:
+            fault = path_fault(path) or _folder_fault(key, Path(path), values.get("data.source"))
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            fault = str(error.strerror)
+        if fault is not None:
+            yield f"{key}={shown(path)}: {fault}"
+
+
+def _folder_fault(key: str, path: Path, source: str | None) -> str | None:
+    if key == "output":
+        file = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
+        return None if file is None else f"must be a folder, but {file} is a file"
+    if key != "data.root" or path.is_dir() or source not in ("tsv", "hub", "python"):
+        return None
+    return "must be a folder, but is a file" if path.exists() else "there is no such folder"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -245,7 +232,7 @@ the changes of the few entries that one shared mask selects.
   python scripts/simulate.py data=tsv data.root=DIR data.tasks=[sst2,trec] clients=4 output=FOLDER
 
 A list is written [a,b]; a text with special characters stands in quotes, inside the shell's own:
-mask.include="['*.attention.*']". Paths are taken as written.
+mask.include="['*.attention.*']". Paths are taken as written, a leading ~ as the home folder.
 
 GROUP=NAME takes the file conf/GROUP/NAME.yaml; * is the default:"""
 
@@ -280,7 +267,7 @@ def _key_lines() -> Iterator[str]:
 
 def _explained(key: str, entry: Key) -> str:
     """Meaning, then the choices with theirs or the range that is allowed."""
-    if key in _NAMED_BY.values():
+    if key in NAMED_BY.values():
         return f"{entry.meaning}; set by {key.partition('.')[0]}=NAME."
     text, choices = entry.allowed.text, entry.allowed.choices
     if choices:

@@ -12,8 +12,8 @@
     warm: false                   # true: a process with the libraries in memory stays, and is forked for each message
     limits: {rounds: 1000, steps: 10000, batch_size: 64, memory_bytes: null}
 
-Paths are taken from the file's own folder; what may be null, and `warm`, may be left out. Whatever a server asks for
-beyond a limit is refused.
+Paths are taken from the file's own folder, or from home where they begin with a ~; what may be null, and `warm`, may be
+left out. Whatever a server asks for beyond a limit is refused.
 """
 
 import math
@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml  # type: ignore[import-untyped]
-
-from fedmask.errors import FedmaskError
-from fedmask.runs.config import KEYS, Allowed, ConfigError, not_allowed
+from fedmask.errors import ConfigError, FedmaskError
+from fedmask.files import path_fault
+from fedmask.runs.config import KEYS, Allowed, path_text, read_value, shown
+from fedmask.runs.strict_yaml import read_mapping_file
 
 if TYPE_CHECKING:
     from fedmask.wire.setup import Settings  # torch: whoever starts a client's processes needs none of it
@@ -126,38 +126,33 @@ class ClientFile:
 
 def read_client_file(path: Path) -> ClientFile:
     """Raises ConfigError with every fault of the file, one line each."""
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: cannot be read as YAML ({' '.join(str(error).split())})"]) from error
-    given, faults = _flat(raw), list[str]()
-    faults += [f"{path}: {key}: no such key; there are {', '.join(_ALLOWED)}" for key in given if key not in _ALLOWED]
+    found = read_mapping_file(path)
+    given, faults = dict(_leaves(found.content)), list[str]()
+    unknown = [key for key in given if key not in _ALLOWED]
+    faults += [f"{path}: {shown(key)}: no such key; there are {', '.join(_ALLOWED)}" for key in unknown]
     values: dict[str, Any] = {}
     for key, allowed in _ALLOWED.items():
         try:
-            values[key] = allowed.read(given.get(key))
-        except (ValueError, OverflowError):
-            faults.append(f"{path}: {not_allowed(key, given.get(key), allowed.text, allowed.choices)}")
+            values[key] = read_value(key, given.get(key), allowed, found.written.get(key))
+        except FedmaskError as fault:
+            faults.append(f"{path}: {fault}")
+    paths = {key: values[key] for key, allowed in _ALLOWED.items() if allowed.kind == "path" and values.get(key)}
+    faults += [f"{path}: {key}={shown(own)}: {why}" for key, own in paths.items() if (why := path_fault(own))]
     if faults:
         raise ConfigError(faults)
-    return _built({key: _absolute(path, values[key]) if key in _PATHS else values[key] for key in values})
+    return _built(values | {key: _absolute(path, own) for key, own in paths.items()})
 
 
-def _flat(raw: object) -> dict[str, object]:
-    """Dotted keys and their values; nothing where there is no mapping, so that every key lacks."""
-    return dict(_leaves(raw)) if isinstance(raw, Mapping) else {}
-
-
-def _leaves(raw: Mapping[Any, object]) -> Iterator[tuple[str, object]]:
+def _leaves(raw: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     for key, value in raw.items():
         if key in ("data", "limits") and isinstance(value, Mapping):
             yield from ((f"{key}.{entry}", leaf) for entry, leaf in value.items())
         else:
-            yield str(key), value
+            yield key, value
 
 
-def _absolute(path: Path, value: str | None) -> str | None:
-    return None if value is None else str((path.resolve().parent / value).absolute())
+def _absolute(file: Path, path: str) -> str:
+    return str((file.resolve().parent / path).absolute())
 
 
 def _built(values: Mapping[str, Any]) -> ClientFile:
@@ -169,7 +164,8 @@ def _built(values: Mapping[str, Any]) -> ClientFile:
 
 
 def _or_null(allowed: Allowed) -> Allowed:
-    return Allowed(f"{allowed.text}, or null", lambda value: None if value is None else allowed.read(value))
+    text = f"{allowed.text}, or null"
+    return replace(allowed, text=text, read=lambda value: None if value is None else allowed.read(value))
 
 
 def _switch() -> Allowed:
@@ -179,7 +175,7 @@ def _switch() -> Allowed:
 
 def _address(value: object) -> str:
     host, _, port = str(value).rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or "/" in host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) < 2**16:
         raise ValueError
     return str(value)
 
@@ -189,27 +185,26 @@ def _source() -> Allowed:
     choices = {name: meaning for name, meaning in (of_a_run.choices or {}).items() if name != OWN}
 
     def read(value: object) -> str:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ValueError
-        return str(value)
+        return value
 
     return Allowed(f"one of {', '.join(choices)}", read, choices)
 
 
 _COUNT, _ID, _TEXT = (KEYS[key].allowed for key in ("rounds", "seed", "model.name"))
-_PATHS = ("authority", "key", "folder", "data.root", "model_path")
 _ALLOWED: Mapping[str, Allowed] = {
     "client_id": _ID,
     "superlink": Allowed("host:port of the server", _address),
-    "authority": Allowed("the file of the server's authority", _TEXT.read),
-    "key": Allowed("the file of this client's key", _TEXT.read),
-    "folder": Allowed("a folder", _TEXT.read),
+    "authority": path_text("the file of the server's authority"),
+    "key": path_text("the file of this client's key"),
+    "folder": path_text("a folder"),
     "data.source": _source(),
-    "data.root": _or_null(Allowed("a folder", _TEXT.read)),
-    "data.task": Allowed("the name of its task", _TEXT.read),
+    "data.root": _or_null(path_text("a folder")),
+    "data.task": replace(_TEXT, text="the name of its task"),
     "device": KEYS["device"].allowed,
     "threads": _or_null(_COUNT),
-    "model_path": _or_null(Allowed("a folder", _TEXT.read)),
+    "model_path": _or_null(path_text("a folder")),
     "warm": _switch(),
     "limits.rounds": _COUNT,
     "limits.steps": _COUNT,

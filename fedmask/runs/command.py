@@ -1,9 +1,16 @@
-"""How a command ends: its work in, an exit code out; what a person has to mend is one line, without a traceback."""
+"""What all commands share: how `key=value` arguments are read, and how a command ends.
+
+Work in, an exit code out; what a person has to mend is one line, without a traceback.
+"""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from fedmask.errors import FedmaskError
+from fedmask.files import path_fault, with_home
+from fedmask.runs.other_words import as_key
+
+_HELP = ("--help", "-h", "help")
 
 MISUSED, STOPPED = 2, 130
 """Exit codes: for what a person has to mend; for Ctrl-C, as shells have it."""
@@ -25,3 +32,43 @@ def exit_code(work: Callable[[], int | None], when_stopped: str = "stopped") -> 
     except OSError as error:
         print(error if error.filename is None else f"{error.filename}: {error.strerror}", file=sys.stderr)
         return MISUSED
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether one of the arguments asks what the others may be."""
+    return any(argument in _HELP for argument in arguments)
+
+
+def own_arguments(
+    arguments: Sequence[str], keys: Collection[str], paths: Collection[str] = ()
+) -> tuple[dict[str, str], list[str]]:
+    """The values of a command's own keys, and all other arguments in their order.
+
+    paths: those of the keys whose value is a path; a leading ~ becomes the home folder. Raises FedmaskError for a key
+    that is given twice, without a value or in another form, as in `--seeds 2`.
+    """
+    given: dict[str, str] = {}
+    others = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        name = as_key(key.rstrip(":"))
+        if name not in keys:
+            others.append(argument)
+            continue
+        if key != name or not equals or not value:
+            raise FedmaskError(f"{argument}: unknown in this form; write {name}={value or '...'}")
+        if name in given:
+            raise FedmaskError(f"{argument}: given twice, first as {name}={given[name]}; leave one out")
+        given[name] = usable_path(name, value) if name in paths else value
+    return given, others
+
+
+def usable_path(key: str, text: str) -> str:
+    """A path as it is written, with the home folder in the place of a leading ~.
+
+    Raises FedmaskError where it can be none.
+    """
+    path = with_home(text)
+    if (fault := path_fault(path)) is not None:
+        raise FedmaskError(f"{key}={text}: {fault}")
+    return path

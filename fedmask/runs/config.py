@@ -7,22 +7,16 @@ are made. The library reads these dataclasses; only `server/compose.py` knows Hy
 import difflib
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
-import yaml  # type: ignore[import-untyped]
-
+from fedmask.errors import ConfigError as ConfigError
 from fedmask.errors import FedmaskError
-
-
-class ConfigError(FedmaskError):
-    """Everything that is wrong with a configuration: one line a fault, `key=value: what is allowed`."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = tuple(faults)
-
+from fedmask.files import with_home
+from fedmask.runs.other_words import OTHER_VALUES, meant_by
+from fedmask.runs.strict_yaml import read_mapping
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What a value may be
@@ -39,6 +33,8 @@ class Allowed:
     """The value as the dataclass holds it; raises ValueError for a value that is not allowed."""
     choices: Mapping[str, str] | None = None
     """The words that may be given, and what each means; None where any value of the type will do."""
+    kind: Literal["text", "path", "value"] = "value"
+    """A text and a path are taken as they are written, without a grammar; a path may begin with a ~."""
 
 
 def _whole(low: int, high: int | None = None) -> Allowed:
@@ -66,9 +62,16 @@ def _text(what: str) -> Allowed:
     def read(value: object) -> str:
         if not isinstance(value, str) or not value.strip():
             raise ValueError
+        value.encode()  # files and messages are UTF-8; a name in another encoding is a ValueError
         return value
 
-    return Allowed(what, read)
+    return Allowed(what, read, kind="text")
+
+
+def path_text(what: str) -> Allowed:
+    """A path as it is written, with a home folder in the place of a leading ~."""
+    as_text = _text(what)
+    return Allowed(what, lambda value: with_home(as_text.read(value)), kind="path")
 
 
 def _switch() -> Allowed:
@@ -134,7 +137,7 @@ def _or_null(allowed: Allowed, meaning: str) -> Allowed:
     def read(value: object) -> Any:
         return None if value is None else allowed.read(value)
 
-    return Allowed(f"{allowed.text}, or null ({meaning})", read, allowed.choices)
+    return replace(allowed, text=f"{allowed.text}, or null ({meaning})", read=read)
 
 
 def one_of_text(choices: Collection[str]) -> str:
@@ -167,7 +170,7 @@ class ModelConfig:
     path: Annotated[
         str | None,
         "A folder, or a hub name, of any encoder with a tokenizer; wins over model.hub",
-        _or_null(_text("a folder or a hub name"), "model.hub"),
+        _or_null(path_text("a folder or a hub name"), "model.hub"),
     ]
     weights: Annotated[
         str,
@@ -204,7 +207,7 @@ class DataConfig:
     root: Annotated[
         str | None,
         "tsv: the folder of the task folders; python: the folder of your module; hub: a folder of saved data sets",
-        _or_null(_text("a folder"), "demo; hub: the data-set hub and its local cache"),
+        _or_null(path_text("a folder"), "demo; hub: the data-set hub and its local cache"),
     ]
     tasks: Annotated[
         tuple[str, ...] | None,
@@ -460,13 +463,14 @@ class RunConfig:
         _one_of(cpu="the CPU", cuda="an NVIDIA GPU that torch sees"),
     ]
     threads: Annotated[int, "CPU threads a process", _or_null(_whole(1), "this process's share of the CPUs")]
-    output: Annotated[str | None, "Folder of the run", _or_null(_text("a folder"), "a new one under runs/")]
+    output: Annotated[str | None, "Folder of the run", _or_null(path_text("a folder"), "a new one under runs/")]
     overwrite: Annotated[bool, "Whether a folder that already holds a run may be replaced", _switch()]
     resume: Annotated[
         str | None,
         "Folder of a run that was stopped: it goes on after its last finished round, and ends as if it had never "
-        "stopped. Its own config.yaml says all else; what is given beside may not differ from it",
-        _or_null(_text("a folder"), "a new run"),
+        "stopped. Its own config.yaml says all else; what is given beside may not differ from it, but rounds= may be "
+        "larger: a finished run then trains on, as if it had had so many rounds from the start",
+        _or_null(path_text("a folder"), "a new run"),
     ]
 
     @property
@@ -650,13 +654,13 @@ def _min_replies(values: Mapping[str, Any]) -> Iterator[str]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def build(raw: Mapping[str, object]) -> RunConfig:
+def build(raw: Mapping[str, object], written: Mapping[str, str] | None = None) -> RunConfig:
     """The configuration that a nested mapping of plain values describes; nothing is optional, nothing is guessed.
 
-    `threads: null` becomes the number of CPUs that a process of the run may use. Raises ConfigError with every unknown
-    key, missing key, wrong type, value out of range and contradiction, one line each.
+    `threads: null` becomes the number of CPUs that a process of the run may use. written: as of `check`. Raises
+    ConfigError with every unknown key, missing key, wrong type, value out of range and contradiction, one line each.
     """
-    values, faults = check(raw)
+    values, faults = check(raw, written=written)
     if faults:
         raise ConfigError(faults)
     if values["threads"] is None:
@@ -671,10 +675,13 @@ def _threads_a_process(values: Mapping[str, Any]) -> int:
     return max(1, usable_cpus() // int(values["workers"]))
 
 
-def check(raw: Mapping[str, object], undecided: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+def check(
+    raw: Mapping[str, object], undecided: Collection[str] = (), written: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The allowed values by dotted key, and all faults of the others and between them.
 
     `undecided` names keys that are already known to be wrong: nothing is said of them, nor of what depends on them.
+    written: by dotted key how a value stands in a file, where it is no text.
     """
     given = flat(raw)
     faults = [unknown_key(key, value) for key, value in given.items() if key not in KEYS]
@@ -686,9 +693,9 @@ def check(raw: Mapping[str, object], undecided: Collection[str] = ()) -> tuple[d
             faults.append(f"{name}: missing; must be {key.allowed.text}")
             continue
         try:
-            values[name] = key.allowed.read(given[name])
-        except (ValueError, OverflowError):  # a whole number too large for a float
-            faults.append(not_allowed(name, given[name], key.allowed.text, key.allowed.choices))
+            values[name] = read_value(name, given[name], key.allowed, (written or {}).get(name))
+        except FedmaskError as fault:
+            faults.append(str(fault))
     return values, faults + list(_contradictions(values))
 
 
@@ -724,13 +731,8 @@ ADDED_LATER: Mapping[str, object] = {}
 
 def from_yaml(text: str) -> RunConfig:
     """The configuration in the text of a run folder's config.yaml. Raises ConfigError like `build`."""
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError([f"not YAML: {' '.join(str(error).split())}"]) from error
-    if not isinstance(raw, dict):
-        raise ConfigError([f"not a configuration: expected a mapping of keys to values, found {shown(raw)}"])
-    return build(_with_added_keys(raw))
+    found = read_mapping(text)
+    return build(_with_added_keys(found.content), found.written)
 
 
 def _with_added_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -749,6 +751,68 @@ def _with_added_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+_SCALAR = (str, int, float, type(None))
+
+
+def read_value(key: str, value: object, allowed: Allowed, written: str | None = None) -> Any:
+    """The value as the configuration holds it. written: how it stands in a file, where it is no text.
+
+    Raises FedmaskError: `key=value: must be ...`, and what to write instead where that can be told.
+    """
+    try:
+        return allowed.read(value)
+    except FedmaskError as error:
+        raise FedmaskError(f"{key}={shown(value)}: {error}") from error
+    except (ValueError, OverflowError):  # a whole number too large for a float
+        fault = not_allowed(key, value if written is None else written, allowed.text, allowed.choices)
+        raise FedmaskError(fault + _other_type(key, value, allowed, written)) from None
+
+
+def _other_type(key: str, value: object, allowed: Allowed, written: str | None) -> str:
+    """What to write where the same words are allowed as a value of another type: a number as a name, a list of one."""
+    if isinstance(value, list | tuple):
+        names = [entry if isinstance(entry, str) else shown(entry) for entry in value]
+        if all(isinstance(entry, _SCALAR) for entry in value) and is_allowed(names, allowed):
+            quoted = ",".join(name if entry is name else repr(name) for name, entry in zip(names, value, strict=True))
+            return f'; a name that reads as a number or another value stands in quotes: "{key}=[{quoted}]"'
+        return ""
+    if not isinstance(value, str):
+        text = shown(value) if written is None else written
+        if not (isinstance(value, int | float) or written is not None) or not is_allowed(text, allowed):
+            return ""
+        taken = f"YAML takes {text} for {shown(value)}: " if text != shown(value) else ""
+        return f'; {taken}as a text it stands in quotes: "{text}"'
+    if is_allowed([value], allowed):
+        return f"; a list is written {key}=[{value}]"
+    plain = plain_value(value)
+    return f"; this is a text: write {decimal(plain)} without quotes" if is_allowed(plain, allowed) else ""
+
+
+def is_allowed(value: object, allowed: Allowed) -> bool:
+    """Whether a key takes the value."""
+    try:
+        allowed.read(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def plain_value(text: str) -> object:
+    """The number or truth value that a text spells; else the text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def decimal(value: object) -> str:
+    """As YAML reads it: 1e-05 is a text there, 1.0e-05 a number."""
+    text = shown(value)
+    return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text
+
+
 def not_allowed(key: str, value: object, allowed: str, choices: Collection[str] | None = None) -> str:
     """`key=value: must be ...`, with the closest choice where there is one."""
     return f"{key}={shown(value)}: must be {allowed}{_suggestion(value, choices or ())}"
@@ -759,22 +823,26 @@ def unknown_key(key: str, value: object, known: Collection[str] = KEYS) -> str:
     if key in SECTIONS:
         entries = ", ".join(entry.name for entry in fields(SECTIONS[key]))
         return not_allowed(key, value, f"a section with the keys {entries}")
-    last = key.rpartition(".")[2]
-    by_last_part: dict[str, list[str]] = {}
-    for name in known:
-        by_last_part.setdefault(name.rpartition(".")[2], []).append(name)
-    close = by_last_part.get(last) or difflib.get_close_matches(key, known, n=1)
-    close = close or [
-        name for part in difflib.get_close_matches(last, by_last_part, n=1) for name in by_last_part[part]
-    ]
+    close = meant_by(key, known) or _close_keys(key, known)
     return f"{shown(key)}={shown(value)}: no such key; " + (
         f"did you mean {' or '.join(close)}?" if close else "--help lists all keys"
     )
 
 
+def _close_keys(key: str, known: Collection[str]) -> list[str]:
+    """The closest by their letters, or by those of their last parts."""
+    if close := difflib.get_close_matches(key, known, n=1):
+        return close
+    last_parts = {name: name.rpartition(".")[2] for name in known}
+    closest = difflib.get_close_matches(key.rpartition(".")[2], last_parts.values(), n=1)
+    return [name for name, last in last_parts.items() if last in closest]
+
+
 def _suggestion(value: object, choices: Collection[str]) -> str:
-    words = value if isinstance(value, list | tuple) else [value]
-    close = [match for word in words for match in difflib.get_close_matches(str(word), choices, n=1) if match != word]
+    words = [str(word) for word in (value if isinstance(value, list | tuple) else [value])]
+    meant = [OTHER_VALUES[word] for word in words if OTHER_VALUES.get(word) in choices]
+    close = meant or [match for word in words for match in difflib.get_close_matches(word, choices, n=1)]
+    close = [match for match in close if match not in words]
     return f"; did you mean {close[0]}?" if close else ""
 
 

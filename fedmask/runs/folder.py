@@ -108,25 +108,37 @@ class RunFolder:
                 _remove(self._replaced)
         self._move(self.path, self._replaced)
         # First of all files: a folder without it holds no run that could be resumed or replaced.
-        raw = to_dict(config) | {"resume": None}
-        write_atomically(self.path / CONFIG, yaml.safe_dump(raw, sort_keys=False).encode())
+        self._write_config(config)
         self.clients.mkdir(parents=True)
         for name in _GROWING:
             (self.path / name).touch()
+
+    def _write_config(self, config: RunConfig) -> None:
+        raw = to_dict(config) | {"resume": None}
+        write_atomically(self.path / CONFIG, yaml.safe_dump(raw, sort_keys=False).encode())
 
     def _is_replaced(self) -> bool:
         """Whether the earlier run is put aside whole: this one's configuration comes after all of that one's files."""
         return (self._replaced / CONFIG).exists() and (self.path / CONFIG).exists()
 
-    def take_up(self) -> Checkpoint | None:
+    def take_up(self, config: RunConfig) -> Checkpoint | None:
         """Go back to the last finished round: returns its checkpoint, and cuts off what was written after it.
 
-        None where there is none: nothing is touched, and the run has to begin. Raises FedmaskError where a file cannot
-        be what the checkpoint says of it.
+        config: the run's, of which the number of rounds may have grown. None where there is no checkpoint: nothing is
+        touched, and the run has to begin. Raises FedmaskError where a file cannot be what the checkpoint says of it,
+        and where more rounds have ended than the run is to have.
         """
         checkpoint = load_checkpoint(self.checkpoints)
         if checkpoint is None:
             return None
+        if checkpoint.state.round > config.rounds:
+            raise FedmaskError(
+                f"rounds={config.rounds}: round {checkpoint.state.round} of the run in {self.path} has ended; "
+                f"give rounds={checkpoint.state.round} or more"
+            )
+        # In this order: a kill in between leaves a run that is not finished, and goes on when it is resumed.
+        self._write_config(config)
+        _remove(self.path / SUMMARY)
         for name in _GROWING:
             _cut(self.path / name, checkpoint.file_bytes[name])
         _remove(self._replaced)
@@ -206,8 +218,8 @@ class RunFolder:
         before = path.read_bytes() if path.exists() else b""
         write_atomically(path, before + json.dumps(line).encode() + b"\n")
 
-    def finished_before(self) -> dict[str, Any] | None:
-        """The summary of a run that is to be resumed, but is finished; else None."""
+    def finished_before(self, rounds: int) -> dict[str, Any] | None:
+        """The summary of a run that is to be resumed, but has had all its rounds and is finished; else None."""
         if self._replaced.exists() and not self._is_replaced():  # a kill while this run was put aside for another
             self._move(self._replaced, self.path)
             self._replaced.rmdir()
@@ -218,7 +230,11 @@ class RunFolder:
             summary: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
             raise FedmaskError(f"{path}: not JSON ({error})") from error
-        return summary
+        return summary if self._num_rounds() >= rounds else None
+
+    def _num_rounds(self) -> int:
+        """Rounds that have ended."""
+        return (self.path / ROUNDS).read_bytes().count(b"\n") if (self.path / ROUNDS).exists() else 0
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())

@@ -8,15 +8,16 @@ moment and taken up again.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
-from fedmask.errors import FedmaskError
+from fedmask.errors import ConfigError, FedmaskError
+from fedmask.runs.config import decimal, plain_value, shown
+from fedmask.runs.strict_yaml import read_document, text_of
 
 TUNING_SEED = 0
 _NAME = re.compile("[A-Za-z0-9_]+")
@@ -351,20 +352,43 @@ class _Reader:
         self.faults += [f"{where}.{key}: missing" for key in needed if key not in raw]
         taken = {}
         for key, kind in kinds.items():
-            if key in raw and not isinstance(raw[key], kind):
-                self.faults.append(f"{where}.{key}: not {raw[key]!r}")
+            if key in raw and not _is_of(kind, raw[key]):
+                self.faults.append(f"{where}.{key}: not {shown(raw[key])}; must be {_KINDS[kind]}")
             elif key in raw:
                 taken[key] = raw[key]
         return taken
+
+    def texts(self, raw: Sequence[object], where: str) -> tuple[str, ...]:
+        """The entries of a list, each of which must be a text."""
+        self.faults += [
+            f"{where}: not {shown(entry)}; must be {_KINDS[str]}" for entry in raw if not isinstance(entry, str)
+        ]
+        return tuple(entry for entry in raw if isinstance(entry, str))
+
+
+_KINDS: Mapping[type | tuple[type, ...], str] = {
+    str: "a text, in quotes where YAML takes it for something else",
+    bool: "true or false",
+    (int, float): "a number",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def _is_of(kind: type | tuple[type, ...], value: object) -> bool:
+    """A truth value is an int to Python, and a slip to a person."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def read_study(path: Path) -> Study:
     """Raises FedmaskError with every fault of the file, one line each."""
     reader = _Reader(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise FedmaskError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from error
+        raw = read_document(text_of(path)).content
+    except ConfigError as error:
+        raise ConfigError([f"{path.name}: {fault}" for fault in error.faults]) from error
     kinds: dict[str, type | tuple[type, ...]] = {
         "question": str,
         "budget_hours": (int, float),
@@ -374,23 +398,25 @@ def read_study(path: Path) -> Study:
     }
     given = reader.take(raw, path.stem, kinds, *kinds)
     reader.faults += [
-        f"{group}.{name}: a name is of letters, digits and _, for folders are called by it"
+        f"{group}.{shown(name)}: a name is of letters, digits and _, for folders are called by it"
         for group in ("settings", "rows")
         for name in given.get(group, {})
-        if not _NAME.fullmatch(str(name))
+        if not _NAME.fullmatch(name)
     ]
-    settings = {str(name): _setting(reader, str(name), entry) for name, entry in given.get("settings", {}).items()}
-    rows = {str(name): _row(reader, str(name), entry, tuple(settings)) for name, entry in given.get("rows", {}).items()}
+    overrides = reader.texts(given.get("overrides", ()), "overrides")
+    settings = {name: _setting(reader, name, entry) for name, entry in given.get("settings", {}).items()}
+    rows = {name: _row(reader, name, entry, tuple(settings)) for name, entry in given.get("rows", {}).items()}
     for row in rows.values():
         _check_references(reader, row, settings, rows)
     if reader.faults:
         raise FedmaskError("\n".join(f"study {path.stem}: {fault}" for fault in reader.faults))
-    return Study(path.stem, given["question"], float(given["budget_hours"]), _texts(given["overrides"]), settings, rows)
+    return Study(path.stem, given["question"], float(given["budget_hours"]), overrides, settings, rows)
 
 
 def _setting(reader: _Reader, name: str, raw: object) -> Setting:
     given = reader.take(raw, f"settings.{name}", {"title": str, "overrides": list}, "title", "overrides")
-    return Setting(name, given.get("title", name), _texts(given.get("overrides", ())))
+    overrides = reader.texts(given.get("overrides", ()), f"settings.{name}.overrides")
+    return Setting(name, given.get("title", name), overrides)
 
 
 def _row(reader: _Reader, name: str, raw: object, all_settings: tuple[str, ...]) -> Row:
@@ -407,8 +433,8 @@ def _row(reader: _Reader, name: str, raw: object, all_settings: tuple[str, ...])
     return Row(
         name=name,
         title=given.get("title", name),
-        overrides=_texts(given.get("overrides", ())),
-        settings=_texts(given["settings"]) if "settings" in given else all_settings,
+        overrides=reader.texts(given.get("overrides", ()), f"rows.{name}.overrides"),
+        settings=reader.texts(given["settings"], f"rows.{name}.settings") if "settings" in given else all_settings,
         is_finalist=given.get("finalist", False),
         tuning=_tuning(reader, f"rows.{name}.tune", given["tune"]) if "tune" in given else None,
         rates_from=given.get("rates_from"),
@@ -426,13 +452,20 @@ def _tuning(reader: _Reader, where: str, raw: Mapping[str, Any]) -> Tuning:
     for key, values in raw.items():
         if key == "setting":
             continue
-        if not isinstance(values, list) or not values or not all(isinstance(value, int | float) for value in values):
-            reader.faults.append(f"{where}.{key}: must be a list of numbers")
+        if not isinstance(values, list) or not values or not all(_is_of((int, float), value) for value in values):
+            reader.faults.append(f"{where}.{shown(key)}: must be a list of numbers{_not_numbers(values)}")
             continue
         candidates.append((key, tuple(float(value) for value in values)))
     if "setting" not in raw:
         reader.faults.append(f"{where}.setting: missing; name the setting to tune on")
     return Tuning(str(raw.get("setting")), tuple(candidates))
+
+
+def _not_numbers(values: object) -> str:
+    """What to write for texts that spell numbers: to YAML 1e-3 is a text."""
+    texts = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+    spelt = [f"{decimal(plain_value(text))} for {text}" for text in texts if _is_of((int, float), plain_value(text))]
+    return f"; write {', '.join(spelt)}" if spelt else ""
 
 
 def _check_references(reader: _Reader, row: Row, settings: Mapping[str, Setting], rows: Mapping[str, Row]) -> None:
@@ -448,7 +481,3 @@ def _check_references(reader: _Reader, row: Row, settings: Mapping[str, Setting]
         reader.faults.append(f"rows.{row.name}: has both tune and rates_from; leave one out")
     if row.rates_from not in rows or rows[row.rates_from].tuning is None:
         reader.faults.append(f"rows.{row.name}.rates_from: {row.rates_from} is no row with rates of its own to tune")
-
-
-def _texts(entries: Sequence[object]) -> tuple[str, ...]:
-    return tuple(str(entry) for entry in entries)

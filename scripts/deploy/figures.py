@@ -12,28 +12,33 @@ Client 0 is a warm one. Other keys are those of simulate.py, for all runs; by de
 figures.json, the runs and the logs. Needs Linux's /proc.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import json
 import shlex
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy import flower
 from deploy.arguments import told_in_one_line
 from deploy.counting import CountedGate, CountingProxy
 from deploy.local_demo import TASKS, Site, running
+from deploy.submit import checked
 from deploy.survival import survival
 from deploy.trial import Trial
 from deploy.undisturbed import idle, short_run
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
+from fedmask.runs.command import own_arguments
 from fedmask.runs.commit import commit_of
 from fedmask.runs.markers import replaced_between
 
@@ -46,8 +51,8 @@ DEFAULTS += (f"clients={len(TASKS)}", "score_every=100", "score_test=false")
 
 
 def main(arguments: list[str]) -> None:
-    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in OWN_KEYS}
-    if not given.get("output"):
+    given, others = own_arguments(arguments, OWN_KEYS, paths=("output",))
+    if "output" not in given:
         raise FedmaskError("give output=DIR")
     output = Path(given["output"]).resolve()
     if given.get("report") == "true":
@@ -56,7 +61,8 @@ def main(arguments: list[str]) -> None:
     if output.exists():
         raise FedmaskError(f"output={output}: is there already; name a new folder")
     rounds, idle_seconds = (_whole(given, key, default) for key, default in (("rounds", 12), ("idle_seconds", 120)))
-    overrides = (*DEFAULTS, *(each for each in arguments if each.partition("=")[0] not in OWN_KEYS))
+    overrides = (*DEFAULTS, *others)
+    checked(["data=own", *overrides])
     commit = commit_of(flower.ROOT)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that its processes end with it
     with deployment(output, overrides) as trial:

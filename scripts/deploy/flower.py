@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import preparation
+from deploy.arguments import LOOPBACK
 from deploy.make_keys import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
@@ -18,17 +20,10 @@ from fedmask.runs.client_file import ClientFile
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
-LOOPBACK = "127.0.0.1"
 CONNECTION = "fedmask"
 """The name under which `flwr` finds the server in its configuration."""
 
-_QUIET = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+_QUIET = {**preparation.QUIET, "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 
 
 def environment(flower_home: Path) -> dict[str, str]:
@@ -40,6 +35,14 @@ def environment(flower_home: Path) -> dict[str, str]:
 def server_home(folder: Path) -> Path:
     """Where Flower keeps its files on the server."""
     return folder / "flower"
+
+
+def environment_of(folder: str) -> dict[str, str]:
+    """Of a program that talks to this folder's server. Raises FedmaskError where it is no server's."""
+    home = server_home(Path(folder))
+    if not (home / "config.toml").is_file():
+        raise FedmaskError(f"folder={folder or 'DIR'}: must be the folder of a server that start_server.py has started")
+    return environment(home)
 
 
 def superlink(folder: Path, keys: Path, port: int) -> list[str]:
@@ -106,6 +109,11 @@ def stop(run_id: str) -> list[str]:
 def runs() -> list[str]:
     """All runs of this server, as JSON."""
     return _command("flwr", ["list", CONNECTION, "--format", "json"])
+
+
+def nodes() -> list[str]:
+    """All clients that this server knows, as JSON."""
+    return _command("flwr", ["supernode", "list", CONNECTION, "--format", "json"])
 
 
 def free_port() -> int:

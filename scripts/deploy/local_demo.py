@@ -7,28 +7,33 @@ it started. DIR holds what a run leaves (adapter.safetensors, communication.json
 what server and clients keep, with their logs. Other keys are those of simulate.py. Needs Linux's /proc.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import os
 import signal
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import yaml  # type: ignore[import-untyped]
 
 from deploy import flower
 from deploy.arguments import told_in_one_line
 from deploy.make_keys import AUTHORITY, CLIENT_KEY, CLIENT_PUBLIC_KEY, make_client_key, make_server_certificate
+from deploy.submit import checked
 from fedmask.errors import FedmaskError
+from fedmask.runs.command import own_arguments
 
 TASKS = ("film_reviews", "question_type", "topic")
 SCRIPTS = Path(__file__).resolve().parent
@@ -38,13 +43,14 @@ START_SECONDS, END_SECONDS = 180.0, 10.0
 
 
 def main(arguments: list[str]) -> None:
-    outputs = [argument.removeprefix("output=") for argument in arguments if argument.startswith("output=")]
-    if len(outputs) != 1 or not outputs[0]:
+    own, others = own_arguments(arguments, ("output",), paths=("output",))
+    if "output" not in own:
         raise FedmaskError("give output=DIR, a new folder")
-    output = Path(outputs[0]).resolve()
+    output = Path(own["output"]).resolve()
     if output.exists():
         raise FedmaskError(f"output={output}: is there already; name a new folder")
-    overrides = [f"clients={len(TASKS)}", "threads=1", "rounds=3", *arguments]
+    overrides = [f"clients={len(TASKS)}", "threads=1", "rounds=3", *others, f"output={output}"]
+    checked(["data=own", *overrides])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that its processes end with it
     site = Site(output / "deployment")
     with running(site, TASKS, [site.gate_port] * len(TASKS)):
@@ -153,11 +159,13 @@ class Site:
 
 def end_processes_of(folder: Path) -> None:
     """Returns once there is none: one may be starting another when it is killed."""
-    while numbers := processes_of(folder):
+    numbers = processes_of(folder)
+    while numbers:
         for number in numbers:
             with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
         time.sleep(0.05)
+        numbers = processes_of(folder)
 
 
 def processes_of(folder: Path) -> list[int]:

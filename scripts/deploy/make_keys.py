@@ -10,20 +10,24 @@ DIR/client.pub, which the server's operator registers. Keys are on the curve P-3
 never replaced.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import ipaddress
 import os
-import sys
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deploy.arguments import read_arguments, told_in_one_line
 from fedmask.errors import FedmaskError
@@ -31,23 +35,22 @@ from fedmask.errors import FedmaskError
 VALID = timedelta(days=365)
 OWN_HOSTS = ("localhost", "127.0.0.1")
 AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY = "authority.crt", "server.crt", "server.key"
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 CLIENT_KEY, CLIENT_PUBLIC_KEY = "client.key", "client.pub"
 
 
 def main(arguments: list[str]) -> None:
-    match arguments:
-        case ["server", *rest]:
-            given = read_arguments(rest, ("folder", "hosts"), required=("folder", "hosts"))
-            make_server_certificate(Path(given["folder"]), given["hosts"].split(","))
-            print(
-                f"{given['folder']}: {SERVER_CERTIFICATE} and {SERVER_KEY} stay here; give {AUTHORITY} to all clients"
-            )
-        case ["client", *rest]:
-            given = read_arguments(rest, ("folder",), required=("folder",))
-            make_client_key(Path(given["folder"]))
-            print(f"{given['folder']}: {CLIENT_KEY} stays here; give {CLIENT_PUBLIC_KEY} to the server's operator")
-        case _:
-            raise FedmaskError("say for whom: server folder=DIR hosts=NAME,IP or client folder=DIR")
+    who, rest = (arguments[0] if arguments else None), arguments[1:]
+    if who == "server":
+        given = read_arguments(rest, ("folder", "hosts"), required=("folder", "hosts"), paths=("folder",))
+        make_server_certificate(Path(given["folder"]), given["hosts"].split(","))
+        print(f"{given['folder']}: {SERVER_CERTIFICATE} and {SERVER_KEY} stay here; give {AUTHORITY} to all clients")
+    elif who == "client":
+        given = read_arguments(rest, ("folder",), required=("folder",), paths=("folder",))
+        make_client_key(Path(given["folder"]))
+        print(f"{given['folder']}: {CLIENT_KEY} stays here; give {CLIENT_PUBLIC_KEY} to the server's operator")
+    else:
+        raise FedmaskError("say for whom: server folder=DIR hosts=NAME,IP or client folder=DIR")
 
 
 def make_server_certificate(folder: Path, hosts: Sequence[str]) -> None:
@@ -110,9 +113,14 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _general_name(host: str) -> x509.GeneralName:
+    """Raises FedmaskError for what can be no host's name, such as one with a port."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not _HOST.fullmatch(host):
+            raise FedmaskError(
+                f"hosts={host}: must be names or IP addresses, with a comma between them, without port or https://"
+            ) from None
         return x509.DNSName(host)
 
 

@@ -7,11 +7,17 @@ submitting code, which asks for no password. It listens on its own machine alone
 on to it (POST /v1/fleet/NAME, of at most 64 MiB), and answers everything else with 404.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import preparation  # noqa: F401
+
+# isort: split
 import re
 import ssl
-import sys
 from collections.abc import Mapping, Set
-from pathlib import Path
 
 import httpx
 import uvicorn
@@ -20,11 +26,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from deploy import flower
-from deploy.arguments import port_number, read_arguments, told_in_one_line
+from deploy.arguments import check_free, port_number, read_arguments, told_in_one_line
 from deploy.make_keys import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY
 from deploy.start_server import PORT as SERVER_PORT
 
@@ -39,14 +42,15 @@ _DECODED = {"content-encoding"}
 
 
 def main(arguments: list[str]) -> None:
-    given = read_arguments(arguments, ("keys", "host", "port", "server_port"), required=("keys",))
-    keys = Path(given["keys"])
+    given = read_arguments(arguments, ("keys", "host", "port", "server_port"), required=("keys",), paths=("keys",))
+    keys, host, port = Path(given["keys"]), given.get("host", HOST), port_number(given, "port", PORT)
     flower.check_keys(keys)
+    check_free("port", port, host)
     behind = f"https://{flower.LOOPBACK}:{port_number(given, 'server_port', SERVER_PORT)}"
     uvicorn.run(
         gate(behind, ssl.create_default_context(cafile=str(keys / AUTHORITY))),
-        host=given.get("host", HOST),
-        port=port_number(given, "port", PORT),
+        host=host,
+        port=port,
         ssl_certfile=keys / SERVER_CERTIFICATE,
         ssl_keyfile=str(keys / SERVER_KEY),
         access_log=False,

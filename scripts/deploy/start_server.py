@@ -7,23 +7,27 @@ listens on this machine alone, because whoever reaches its port can run code on 
 lets clients through, and nothing else.
 """
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import preparation  # noqa: F401
+
+# isort: split
+import os
 
 from deploy import flower
-from deploy.arguments import port_number, read_arguments, told_in_one_line
+from deploy.arguments import check_free, port_number, read_arguments, told_in_one_line
 
 PORT = 8000
 
 
 def main(arguments: list[str]) -> None:
-    given = read_arguments(arguments, ("folder", "keys", "port"), required=("folder", "keys"))
+    given = read_arguments(arguments, ("folder", "keys", "port"), required=("folder", "keys"), paths=("folder", "keys"))
     folder, keys, port = Path(given["folder"]), Path(given["keys"]), port_number(given, "port", PORT)
     command = flower.superlink(folder, keys, port)
+    check_free("port", port)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # its database holds messages: updates in the clear
     flower.connect(folder, keys, port)
     os.execve(command[0], command, flower.environment(flower.server_home(folder)))

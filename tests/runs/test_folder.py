@@ -209,7 +209,7 @@ def test_resume_wants_a_run(tmp_path: Path) -> None:
         f"resume={tmp_path / 'run'}: holds no run, for it has no config.yaml; start one with output={tmp_path / 'run'}"
     )
     RunFolder(tmp_path / "run", overwrite=False).begin(replace(CONFIG, resume="x"))
-    assert RunFolder(tmp_path / "run", overwrite=False, resume=True).take_up() is None
+    assert RunFolder(tmp_path / "run", overwrite=False, resume=True).take_up(CONFIG) is None
     assert from_yaml((tmp_path / "run" / "config.yaml").read_text()).resume is None
 
 
@@ -229,7 +229,7 @@ def test_taking_up_cuts_off_what_came_after_the_checkpoint_and_scraps(tmp_path: 
         (place / ".x.safetensors.77.part").write_bytes(b"half")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".x.part").write_text("mine")
-    checkpoint = RunFolder(tmp_path, overwrite=False, resume=True).take_up()
+    checkpoint = RunFolder(tmp_path, overwrite=False, resume=True).take_up(CONFIG)
     assert checkpoint is not None
     assert contents(tmp_path) == whole | {"mine/.x.part": b"mine"}
     assert [line.as_dict() for line in folder.communication()] == [LINE]
@@ -250,12 +250,12 @@ def test_a_run_that_was_half_put_aside_for_another_is_not_taken_for_an_unfinishe
     finished(tmp_path)
     begin_and_be_killed(tmp_path, replace(CONFIG, seed=1), monkeypatch, renames)
     folder = RunFolder(tmp_path, overwrite=False, resume=True)
-    summary = folder.finished_before()
+    summary = folder.finished_before(rounds=1)
     if renames < 9:
         assert summary == {"mean_score": 0.5}
     else:  # the other one had begun: it is the one to go on with, and it starts over
         assert summary is None
-        assert folder.take_up() is None
+        assert folder.take_up(CONFIG) is None
 
 
 def test_an_overwriting_run_that_was_killed_just_after_its_first_round_is_replaced_whole(tmp_path: Path) -> None:

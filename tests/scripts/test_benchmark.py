@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from flwr.app import Context, Message
 
 import benchmark
-from benchmarks import aggregate, checkpoint, codec, inference, mask, simulate, step, switch
+from benchmarks import aggregate, checkpoint, codec, inference, mask, simulate, step, switch, threads
 from benchmarks.encoders import random_encoder
 from benchmarks.measure import Timing, alternate, in_fresh_process, memory_of, time_rows
 from benchmarks.rows import Row, Settings
@@ -114,6 +115,12 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_section_has_a_module() -> None:
     for name in benchmark.SECTIONS:
         assert (ROOT / "scripts" / "benchmarks" / f"{name}.py").is_file()
+
+
+def test_a_step_is_timed_in_processes_that_wait_in_their_own_ways() -> None:
+    rows = list(threads.rows(replace(SETTINGS, is_trial=True)))
+    assert [row.rival for row in rows] == [threads.ONE, threads.SPINNING]
+    assert all(0 < value < threads.MOST_SECONDS for row in rows for value in (row.value, row.rival_value))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

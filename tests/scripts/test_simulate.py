@@ -52,9 +52,9 @@ def test_a_killed_command_is_resumed_with_its_baselines(tmp_path: Path) -> None:
             time.sleep(0.005)
         run.kill()
     assert not (output / "summary.json").exists()
-    refused = simulate(f"resume={output}", "rounds=3", "mask=hiwi")
+    refused = simulate(f"resume={output}", "rounds=1", "mask=hiwi")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "rounds=3: the run to resume has rounds=2; leave it out" in refused.stderr.splitlines()
+    assert "rounds=1: the run to resume has rounds=2; leave it out, or give more of them" in refused.stderr.splitlines()
     done = simulate(f"resume={output}")
     assert (done.returncode, done.stderr) == (0, "")
     assert "federated: resumed after round 1; " in done.stdout
@@ -66,6 +66,11 @@ def test_a_killed_command_is_resumed_with_its_baselines(tmp_path: Path) -> None:
         for folder in (output, output / "compare" / "frozen")
     ]
     assert again.stdout.partition("test score by task")[2] == done.stdout.partition("test score by task")[2]
+    longer = simulate(f"resume={output}", "rounds=3")
+    assert (longer.returncode, longer.stderr) == (0, "")
+    assert "federated: resumed after round 2; " in longer.stdout
+    for folder in (output, output / "compare" / "frozen"):
+        assert len((folder / "rounds.jsonl").read_text().splitlines()) == 3
 
 
 def test_on_ray_neither_ray_nor_flower_puts_in_a_word(tmp_path: Path) -> None:

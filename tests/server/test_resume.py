@@ -458,7 +458,6 @@ def test_each_override_that_differs_is_told_and_all_at_once(federate: Federate, 
         [
             "sed=1: no such key; did you mean seed?",
             "seed=x: must be a whole number of at least 0",
-            "rounds=9: the run to resume has rounds=1; leave it out",
             "runtime=ray: the run to resume has runtime=local; leave it out",
             f"output=elsewhere: the run to resume has output={run.folder}; leave it out",
             "mask.rule=hiwi: the run to resume has mask.rule=pafi; leave it out",
