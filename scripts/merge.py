@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmask.errors import FedmaskError, MaskMismatchError
+from fedmask.errors import ConfigError, FedmaskError, MaskMismatchError
 from fedmask.runs.command import asks_for_help, exit_code, own_arguments
-from fedmask.runs.config import ConfigError, ModelConfig, from_yaml
+from fedmask.runs.config import ModelConfig, from_yaml
 from server.compose import compose
 
 if TYPE_CHECKING:

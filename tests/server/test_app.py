@@ -20,9 +20,10 @@ from fedmask.errors import FedmaskError
 from fedmask.models import BaseModel
 from fedmask.runs.config import from_yaml
 from fedmask.training.delta import Delta
+from fedmask.training.head import HeadOrigin, load_head, load_head_origin
 from fedmask.wire.messages import facts_of
 from server.app import app as server_app
-from server.app import resolved
+from server.app import resolved, run_digest, select_mask
 from server.compose import compose
 from server.local_grid import LocalGrid
 
@@ -86,6 +87,55 @@ def test_a_rounds_line_is_there_when_the_round_ends(
 
     federate(output=tmp_path / "run", grid=filtering_grid(look))
     assert lines == {1: 0, 2: 1}
+
+
+def test_adapter_and_heads_of_a_run_say_where_they_come_from_and_that_it_is_the_same_run(
+    plain_run: Run, tiny: BaseModel
+) -> None:
+    adapter = fedmask.load_adapter(plain_run.folder / "adapter.safetensors")
+    run, max_length = plain_run.summary["run_digest"], plain_run.config.data.max_length
+    assert (adapter.run, adapter.max_length) == (run, max_length)
+    assert adapter.recipe.inputs == tiny.inputs
+    assert adapter.heads is not None
+    for head in sorted((plain_run.folder / "clients").glob("*/head.safetensors")):
+        assert load_head_origin(head) == HeadOrigin("tiny", tiny.digest, tiny.inputs, run, max_length, pairs=False)
+        layout = load_head(head)[0]
+        assert adapter.heads[layout.digest] == layout.task
+    assert set(adapter.heads.values()) == {"first", "second"}
+
+
+def test_files_of_one_run_done_twice_have_the_same_bytes_whatever_it_ran_on(
+    federate: Callable[..., Run], plain_run: Run
+) -> None:
+    again = federate("score_every=2", "server.timeout_seconds=77", "log.tensorboard=false")
+    assert again.summary["run_id"] != plain_run.summary["run_id"]
+    assert (again.adapter, again.heads) == (plain_run.adapter, plain_run.heads)
+
+
+def test_a_run_of_another_base_mask_or_training_is_another_run(tiny: BaseModel, overrides: list[str]) -> None:
+    def digest(*more: str, base: BaseModel = tiny) -> str:
+        config = compose([*overrides, *more])
+        return run_digest(config, base, select_mask(config, base))
+
+    changed = replace(tiny, digest="1" * 64)
+    found = [
+        digest(),
+        digest("seed=1"),
+        digest("mask.density=0.02"),
+        digest("client.learning_rate=0.5"),
+        digest("client.head=shared"),
+        digest("server.combine=median"),
+        digest("codec=int8"),
+        digest("clients=6"),
+        digest("clients_per_round=2"),
+        digest("data.max_length=24"),
+        digest("baseline=alone"),
+        digest("baseline=frozen"),
+        digest(base=changed),
+    ]
+    assert len(set(found)) == len(found)
+    same = ["rounds=9", "threads=2", "output=elsewhere", "server.max_retries=3", "score_every=4"]
+    assert {digest(*same), digest("data.root=/tmp", "data.tasks=['a:b']")} == {found[0]}
 
 
 def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseModel) -> None:

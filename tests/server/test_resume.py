@@ -310,6 +310,29 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(
     assert (output / "report.html").read_bytes() == before[output / "report.html"]
 
 
+def test_a_run_is_not_resumed_with_another_tokenizer_but_from_an_older_checkpoint_it_is(
+    federate: Federate, undisturbed: Callable[[str], Run], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(*MODES["local heads"], output=output, watcher=StoppingWatcher(2))
+    last = output / "checkpoints" / "round-00002.safetensors"
+    facts, vectors = read_sealed(last, "checkpoint")
+    in_a_new_process()
+    write_sealed(last, "checkpoint", vectors, facts | {"inputs_digest": "0" * 64})
+    with pytest.raises(FedmaskError) as caught:
+        federate(*MODES["local heads"], output=output, resume=True)
+    assert str(caught.value) == (
+        "the run was begun with a base model of another tokenizer or other settings (inputs digest 000000000000, "
+        f"this one's is {facts['inputs_digest'][:12]}); resume it where its base model is"
+    )
+    del facts["inputs_digest"]
+    write_sealed(last, "checkpoint", vectors, facts)
+    in_a_new_process()
+    federate(*MODES["local heads"], output=output, resume=True)
+    assert (output / "adapter.safetensors").read_bytes() == undisturbed("local heads").adapter
+
+
 def test_before_the_first_checkpoint_a_run_starts_over_and_says_so(
     federate: Federate, undisturbed: Callable[[str], Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
