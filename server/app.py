@@ -28,6 +28,7 @@ from fedmask.runs.folder import RunFolder, default_output
 from fedmask.runs.tensorboard import Scalars, check_installed
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
+from fedmask.training.fitness import check_fitness
 from fedmask.training.text import check_length
 from fedmask.wire.ledger import Ledger, LedgerLine
 from fedmask.wire.projections import full_finetuning_bytes_each_way
@@ -108,6 +109,7 @@ def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer
     base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
     check_length(base.encoder, config.data.max_length)
     mask = select_mask(config, base)
+    unread = check_fitness(base, mask, config.data.max_length)
     if (keep_client_state_in := getattr(grid, "keep_client_state_in", None)) is not None:
         keep_client_state_in(folder.clients)  # a simulation's; real clients have a folder of their own
     ledger = Ledger()
@@ -141,7 +143,7 @@ def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer
     recorder.close(strategy.test_scores)
     if config.baseline == "none" and mask is not None:
         save_adapter(folder.adapter, strategy.held_delta, mask, base)
-    summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
+    summary = _summary(config, base, mask, unread, strategy.test_scores, ledger) | {
         "run_id": settings.run_id,
         "clients_never_drawn": strategy.num_never_drawn,
         "test_failure_causes": strategy.test_failure_causes,
@@ -226,7 +228,10 @@ def save_adapter(path: Path, values: np.ndarray[Any, np.dtype[np.float32]], mask
     Delta(values, mask.recipe, base.name, base.weights, mask, base.dtype).save(path)
 
 
-def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scores, ledger: Ledger) -> dict[str, Any]:
+def _summary(
+    config: RunConfig, base: BaseModel, mask: Mask | None, unread: dict[str, int], scores: Scores, ledger: Ledger
+) -> dict[str, Any]:
+    """unread: by name, how many selected entries lie in tensors that no text reads."""
     return {
         "baseline": config.baseline,
         "model": {
@@ -244,6 +249,7 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "selected_by_tensor": {name: len(indices) for name, indices in mask.indices.items()}
             if mask is not None
             else {},
+            "unread_by_tensor": unread,
         },
         "score": scores.score(),
         "own_score": scores.own_score(),

@@ -67,14 +67,15 @@ def _read(path: Path, split: Split) -> TokenizedSplit | None:
 
 
 def _digest(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> str:
-    facts = [_tokenizer_digest(tokenizer), max_length, takes_token_types(encoder)]
+    facts = [tokenizer_digest(tokenizer), max_length, takes_token_types(encoder)]
     sha = hashlib.sha256(_FORMAT + json.dumps(facts).encode())
     add_texts(sha, split)
     return sha.hexdigest()
 
 
 @lru_cache(maxsize=2)
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what a fast tokenizer does, whatever it was last called with."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for of_the_last_call in ("truncation", "padding"):
         state.pop(of_the_last_call)
