@@ -28,6 +28,7 @@ from fedmask.tasks.held import forget_tasks, held_tasks
 from fedmask.tasks.partition import ClientData, partition, pool, sole_client
 from fedmask.tasks.task import Split, Task
 from fedmask.training.delta import SelectedEntries
+from fedmask.training.fitness import check_fitness
 from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.text import TokenizedSplit, encode, tokenize
@@ -206,7 +207,8 @@ def _run_in_process(setup_bytes: bytes, own: ClientFile | None) -> RunInProcess:
 
     setup = Setup.from_bytes(setup_bytes, lambda settings: texts(settings).base.num_parameters)
     run = RunInProcess(dataclasses.replace(setup, settings=as_here(setup.settings)), texts(setup.settings))
-    if own is not None:
+    if own is not None:  # elsewhere the server's process has done so
+        check_fitness(run.texts.base, run.mask, setup.settings.data.max_length)
         take_up_held(own.states / run.settings.run_id, run.settings.run_id, run.received)
     return run
 

@@ -31,6 +31,7 @@ from fedmask.runs.folder import RunFolder, default_output
 from fedmask.runs.tensorboard import Scalars, check_installed
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
+from fedmask.training.fitness import check_fitness
 from fedmask.training.text import check_length
 from fedmask.wire.ledger import Ledger, LedgerLine
 from fedmask.wire.projections import full_finetuning_bytes_each_way
@@ -116,6 +117,7 @@ def _run_in(
     base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
     check_length(base.encoder, config.data.max_length)
     mask = select_mask(config, base)
+    unread = check_fitness(base, mask, config.data.max_length)
     if (keep_client_state_in := getattr(grid, "keep_client_state_in", None)) is not None:
         keep_client_state_in(folder.clients)  # a simulation's; real clients have a folder of their own
     ledger = Ledger()
@@ -162,7 +164,7 @@ def _run_in(
         replace(adapter, run=settings.run_digest, max_length=config.data.max_length, heads=strategy.heads).save(
             folder.adapter
         )
-    summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
+    summary = _summary(config, base, mask, unread, strategy.test_scores, ledger) | {
         "run_id": settings.run_id,
         "run_digest": settings.run_digest,
         "clients_never_drawn": strategy.num_never_drawn,
@@ -271,7 +273,10 @@ def _recipe(mask: Mask) -> MaskRecipe:
     return mask.recipe
 
 
-def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scores, ledger: Ledger) -> dict[str, Any]:
+def _summary(
+    config: RunConfig, base: BaseModel, mask: Mask | None, unread: dict[str, int], scores: Scores, ledger: Ledger
+) -> dict[str, Any]:
+    """unread: by name, how many selected entries lie in tensors that no text reads."""
     return {
         "baseline": config.baseline,
         "model": {
@@ -291,6 +296,7 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             if mask is not None
             else {},
             **_told_zeros(base, mask),
+            "unread_by_tensor": unread,
         },
         "score": scores.score(),
         "own_score": scores.own_score(),

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -100,6 +100,10 @@ def _check(where: str, config: PreTrainedConfig) -> None:
         raise FedmaskError(
             f"{where}: {kind} is not an encoder; decoder-only and encoder-decoder models are not supported yet, "
             f"{TAKE_AN_ENCODER}"
+        )
+    if type(config) not in MODEL_MAPPING:
+        raise FedmaskError(
+            f"{where}: {kind} is a part of other models, not one that loads by itself; {TAKE_AN_ENCODER}"
         )
     if (quantization := getattr(config, "quantization_config", None)) is not None:
         method = quantization.get("quant_method", "unnamed") if isinstance(quantization, Mapping) else quantization

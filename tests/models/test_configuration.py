@@ -83,6 +83,7 @@ def test_a_decoder_by_the_back_door_is_refused_as_well(geometry: dict[str, Any])
         ({"model_type": "zork"}, ": model_type 'zork' is none that transformers"),
         ({"hidden_size": 32}, ": there is no model_type that transformers"),
         ({"model_type": "clip"}, ": clip has no hidden_size"),
+        ({"model_type": "siglip_text_model"}, ": siglip_text_model is a part of other models, not one that loads by"),
     ],
 )
 def test_a_geometry_has_the_names_of_its_configuration_alone(geometry: dict[str, Any], text: str) -> None:
