@@ -46,7 +46,7 @@ _NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}
 # Keys whose value is any text are taken as written, so that a path needs no quotes of Hydra's grammar.
 _TAKEN_AS_WRITTEN = ("model.hub", "model.path", "data.root", "output", "resume")
 # Keys that a run fills in where they are null.
-_LEFT_OPEN = ("data.tasks", "threads", "output")
+_LEFT_OPEN = ("data.tasks", "client.learning_rate", "threads", "output")
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
