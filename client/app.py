@@ -342,7 +342,7 @@ def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: in
     local = LocalSettings(
         local_epochs=settings.client.local_epochs,
         batch_size=settings.client.batch_size,
-        learning_rate=settings.client.learning_rate,
+        learning_rate=settings.client.learning_rate or 0.0,  # none where no delta is trained
         head_learning_rate=0.0 if settings.client.head == "frozen" else settings.client.head_learning_rate,
         weight_decay=settings.client.weight_decay,
         batch_seed=seed_for(settings.seed, "batches", server_round, data.client_id),

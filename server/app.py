@@ -117,6 +117,7 @@ def _run_in(
     base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
     check_length(base.encoder, config.data.max_length)
     mask = select_mask(config, base)
+    config = with_rate(config, mask)
     unread = check_fitness(base, mask, config.data.max_length)
     if (keep_client_state_in := getattr(grid, "keep_client_state_in", None)) is not None:
         keep_client_state_in(folder.clients)  # a simulation's; real clients have a folder of their own
@@ -243,8 +244,16 @@ _SERVERS_PATIENCE = ("min_replies", "max_retries", "timeout_seconds")
 """Keys of `server` that decide whether a run comes to its end, and not what it ends with."""
 
 
+def with_rate(config: RunConfig, mask: Mask | None) -> RunConfig:
+    """The configuration with the rate that the rule has for so many entries, where it names none."""
+    rate = RULES[config.mask.rule].rate
+    if config.client.learning_rate is not None or mask is None or rate is None:
+        return config
+    return replace(config, client=replace(config.client, learning_rate=rate(mask.num_selected)))
+
+
 def settings_for(config: RunConfig, run_id: str | None = None) -> Settings:
-    """The part of the configuration that clients are told. run_id: of the run that is resumed, else one of its own."""
+    """The part of the configuration that clients are told; a rate is in it. run_id: of the run that is resumed."""
     return Settings(
         model=config.model,
         data=config.data,

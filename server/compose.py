@@ -44,7 +44,7 @@ STUDIES = CONF / "study"
 """Grids of runs for scripts/study.py: no group of a run's configuration."""
 
 # Keys that a run fills in where they are null.
-_LEFT_OPEN = ("data.tasks", "threads", "output")
+_LEFT_OPEN = ("data.tasks", "client.learning_rate", "threads", "output")
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:

@@ -36,6 +36,23 @@ ABSENT = {"embeddings": False, "key_biases": True}
 
 
 @dataclass(frozen=True)
+class RateByCount:
+    """AdamW's rate for k single entries: a power law between bounds. The fewer entries there are, the further each has
+    to go; docs/studies/rates.md has what it was fitted to."""
+
+    at_45_000: float
+    """The rate for 45,000 entries."""
+    exponent: float
+    """By which power of 1 / k it grows."""
+    lowest: float
+    highest: float = 0.1
+
+    def __call__(self, num_selected: int) -> float:
+        rate = self.at_45_000 * math.pow(45_000 / num_selected, self.exponent)
+        return min(max(rate, self.lowest), self.highest)
+
+
+@dataclass(frozen=True)
 class Rule:
     """One way to choose entries: which tensors are candidates, and which k of their entries are selected."""
 
@@ -47,6 +64,8 @@ class Rule:
     """(model, whether `switch` is on) -> names of the candidate tensors, in model order; reads no values."""
     choose: Callable[[Tensors, int, int], dict[str, Indices]]
     """(candidate tensors, k, seed) -> sorted indices (k_i,) of each candidate, k in all."""
+    rate: RateByCount | None = None
+    """AdamW's rate for its entries, where that follows their number; else conf/mask says one."""
     switch: str | None = None
     """The option, true or false, that adds to the candidates."""
     tells_zeros: bool = False
@@ -294,9 +313,11 @@ def _split(tensors: Tensors, positions: Indices) -> dict[str, Indices]:
 
 
 RULES: Mapping[str, Rule] = {
-    "pafi": Rule(True, "2-D encoder weights", encoder_weights, _smallest, tells_zeros=True),
-    "largest": Rule(True, "2-D encoder weights", encoder_weights, _largest),
-    "random": Rule(True, "2-D encoder weights", encoder_weights, _random),
+    "pafi": Rule(
+        True, "2-D encoder weights", encoder_weights, _smallest, rate=RateByCount(0.02, 0.6, 0.003), tells_zeros=True
+    ),
+    "largest": Rule(True, "2-D encoder weights", encoder_weights, _largest, rate=RateByCount(0.03, 0.4, 0.01)),
+    "random": Rule(True, "2-D encoder weights", encoder_weights, _random, rate=RateByCount(0.03, 0.4, 0.01)),
     "hiwi": Rule(False, "feed-forward biases", ffn_biases, _whole_unless_zero),
     "ffn_bias": Rule(False, "feed-forward biases", ffn_biases, _whole),
     "bitfit": Rule(False, "biases", all_biases, _whole, switch="key_biases"),

@@ -307,7 +307,11 @@ class ClientConfig:
 
     local_epochs: Annotated[int, "Passes over the client's examples in a round", _whole(1)]
     batch_size: Annotated[int, "Examples a step", _whole(1)]
-    learning_rate: Annotated[float, "AdamW's rate for what the mask trains; by default the mask rule's own", _POSITIVE]
+    learning_rate: Annotated[
+        float | None,
+        "AdamW's rate for what the mask trains; by default the mask rule's own",
+        _or_null(_POSITIVE, "by how many entries the mask selects, for pafi, largest and random; config.yaml says it"),
+    ]
     head_learning_rate: Annotated[float, "AdamW's rate for the task head", _POSITIVE]
     weight_decay: Annotated[
         float,
@@ -605,6 +609,8 @@ def _mask_options(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"mask.{option}={shown(value)}: mask={rule} takes no {option}; {others}"
         if rule in takers and option in _NEEDED_BY_RULE and f"mask.{option}" in values and value is None:
             yield f"mask.{option}=null: mask={rule} needs a {option}"
+    if "density" not in _TAKEN_BY_RULE[rule] and values.get("client.learning_rate", ...) is None:
+        yield f"client.learning_rate=null: mask={rule} has one rate for all models; give a number, or leave it out"
 
 
 def _data_options(values: Mapping[str, Any]) -> Iterator[str]:

@@ -464,3 +464,25 @@ def test_zeros_are_counted_one_by_one(model: nn.Module, data: st.DataObject) -> 
         for name, indices in mask.indices.items()
     }
     assert exact_zeros(model, mask) == {name: count for name, count in counts.items() if count}
+
+
+# Rates ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_of_random_entries_follows_their_number() -> None:
+    rate = RULES["random"].rate
+    assert rate is not None
+    assert rate(45_000) == 0.03
+    assert rate(6_814) == pytest.approx(0.03 * (45_000 / 6_814) ** 0.4)
+    assert rate(113_566) == pytest.approx(0.03 * (45_000 / 113_566) ** 0.4)
+    assert (rate(1), rate(10**9)) == (0.1, 0.01)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_rules_that_take_a_density_have_a_rate_by_number(rule: str) -> None:
+    rate = RULES[rule].rate
+    assert (rate is not None) == RULES[rule].takes_density
+    if rate is not None:
+        rates = [rate(10**power) for power in range(12)]
+        assert rates == sorted(rates, reverse=True)
+        assert (rates[0], rates[-1]) == (rate.highest, rate.lowest)

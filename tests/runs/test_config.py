@@ -309,6 +309,11 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
         ],
     ),
     (
+        {"mask__rule": "hiwi", "mask__density": None, "mask__scope": None, "mask__rank": 4}
+        | {"client__learning_rate": None},
+        ["client.learning_rate=null: mask=hiwi has one rate for all models; give a number, or leave it out"],
+    ),
+    (
         {"mask__density": None, "mask__scope": None},
         ["mask.density=null: mask=pafi needs a density", "mask.scope=null: mask=pafi needs a scope"],
     ),
@@ -382,6 +387,7 @@ def test_values_that_contradict_each_other(changes: dict[str, object], faults: l
 
 
 NO_CONTRADICTIONS: list[dict[str, object]] = [
+    {"client__learning_rate": None},
     {"clients_per_round": 10},
     {"clients": 3, "data__tasks": ["a", "b", "c"]},
     {"mask": {**VALID["mask"], **UNTAKEN_BY_HIWI}},
@@ -433,7 +439,7 @@ def raws(draw: st.DrawFn) -> dict[str, Any]:
         mask__density=draw(st.floats(0, 1, exclude_min=True)),
         mask__include=draw(st.none() | st.lists(WORDS, min_size=1, unique=True)),
         mask__exclude=draw(st.lists(WORDS, unique=True)),
-        client__learning_rate=draw(POSITIVE),
+        client__learning_rate=draw(st.none() | POSITIVE),
         clients=clients,
         clients_per_round=draw(st.none() | st.integers(1, clients)),
         compare=draw(st.lists(st.sampled_from(["frozen", "alone"]), unique=True)),

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from flwr.app import Context, Message, RecordDict
 
 import fedmask
 from client.app import app as client_app
 from fedmask.errors import FedmaskError
+from fedmask.masks import RULES
 from fedmask.models import BaseModel
 from fedmask.runs.config import from_yaml
 from fedmask.training.delta import Delta
@@ -162,6 +164,26 @@ def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseMode
     assert all(summary["worst_client_score"][task] <= summary["score"][task] for task in summary["score"])
     assert summary["mean_score"] == pytest.approx(np.mean(list(summary["score"].values())))
     assert summary["seconds"] > 0
+
+
+def test_a_rate_that_is_not_named_is_the_rules_for_so_many_entries(
+    federate: Callable[..., Run], plain_run: Run
+) -> None:
+    rate = RULES["pafi"].rate
+    assert rate is not None
+    taken = yaml.safe_load((plain_run.folder / "config.yaml").read_text())["client"]["learning_rate"]
+    assert taken == rate(plain_run.summary["mask"]["num_selected"])
+    assert federate(f"client.learning_rate={taken!r}").adapter == plain_run.adapter
+    other = federate("client.learning_rate=0.01", "rounds=1")
+    assert yaml.safe_load((other.folder / "config.yaml").read_text())["client"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(("baseline", "has_rate"), [("alone", True), ("central", True), ("frozen", False)])
+def test_baselines_that_train_entries_take_the_same_rate(
+    federate: Callable[..., Run], plain_run: Run, baseline: str, has_rate: bool
+) -> None:
+    run = federate(f"baseline={baseline}", "rounds=1", "score_test=false")
+    assert run.config.client.learning_rate == (plain_run.config.client.learning_rate if has_rate else None)
 
 
 def test_exact_zeros_in_the_mask_are_told_once_and_kept(
