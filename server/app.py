@@ -249,8 +249,8 @@ def _summary(
             "selected_by_tensor": {name: len(indices) for name, indices in mask.indices.items()}
             if mask is not None
             else {},
-            "unread_by_tensor": unread,
-        },
+        }
+        | ({"unread_by_tensor": unread} if unread else {}),
         "score": scores.score(),
         "own_score": scores.own_score(),
         "own_majority_score": scores.majority_score(),
