@@ -305,7 +305,7 @@ def _summary(
             if mask is not None
             else {},
             **_told_zeros(base, mask),
-            "unread_by_tensor": unread,
+            **({"unread_by_tensor": unread} if unread else {}),
         },
         "score": scores.score(),
         "own_score": scores.own_score(),
