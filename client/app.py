@@ -11,11 +11,12 @@ the place of what the server says. Elsewhere all is the run's.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,18 +29,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.held import keep_held
-from client.process import RunInProcess, run_in_process
+from client.process import RunInProcess, begun_run, run_in_process
 from client.state import ClientState, Kept, LostStateError
 from fedmask.errors import FedmaskError, InputsMismatchError, MaskMismatchError
 from fedmask.files import home
 from fedmask.processes import seconds_since_start
 from fedmask.randomness import seed_for
 from fedmask.runs.client_file import ClientFile, read_client_file
-from fedmask.tasks.partition import ClientData
+from fedmask.tasks.partition import ClientData, notes_for
 from fedmask.training.evaluation import count
 from fedmask.training.head import HeadLayout, HeadOrigin
 from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
+from fedmask.training.text import TokenizedSplit
 from fedmask.wire.downlink import Expected
 from fedmask.wire.messages import Fact, Facts, error_reply, facts_of, pack, payload_of, whole_number, word
 from fedmask.wire.uplink import encode_updates
@@ -109,6 +111,9 @@ def receive_mask(message: Message, context: Context) -> Message:
         return Message(pack(facts=refusal), reply_to=message)
     context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context, own)
+    if own is not None:
+        for note in notes_for([client.data], run.settings.data.examples_per_client):
+            _log().warning("client %d, %s", client.data.client_id, note)
     facts: dict[str, int | float | str | bool] = {
         "client-id": client.data.client_id,
         "task": client.data.task.name,
@@ -117,6 +122,9 @@ def receive_mask(message: Message, context: Context) -> Message:
         "inputs-digest": run.texts.base.inputs_digest,
         "head-layout": client.layout.digest,
         "head-size": client.layout.size,
+        "num-classes": len(client.layout.labels or ()),
+        "classes-digest": client.layout.classes_digest,
+        "num-examples": client.data.num_examples,
         "data-digest": client.data.digest,
     }
     return Message(pack(facts=facts), reply_to=message)
@@ -160,11 +168,7 @@ def train(message: Message, context: Context) -> Message:
         kept, told["state-lost"] = Kept(), str(lost)
     start_delta, start_head = _start(client, received, kept)
     result = _train_locally(client, start_delta, start_head, server_round)
-    if not (torch.isfinite(result.delta).all() and torch.isfinite(result.head).all()):
-        raise FedmaskError(
-            f"client {client.data.client_id}: training in round {server_round} has come to numbers that are not finite;"
-            " lower client.learning_rate or client.head_learning_rate"
-        )
+    _check_finite(client, result, server_round)
     updates = _updates(client, result, start_delta, start_head)
     settings, client_id = client.run.settings, client.data.client_id
     payload, residuals = encode_updates(updates, kept.residuals, settings.codec, server_round, client_id, settings.seed)
@@ -172,6 +176,19 @@ def train(message: Message, context: Context) -> Message:
         _keep(client, server_round, whole_number(asked, "state-round"), result, residuals)
     told |= {"num-examples": client.data.num_examples, "train-loss": result.mean_loss}
     return Message(pack(payload, told), reply_to=message)
+
+
+def _check_finite(client: Client, result: LocalResult, server_round: int) -> None:
+    """Raises FedmaskError where training has left the float32 numbers, and says what helps."""
+    where = f"client {client.data.client_id}: training in round {server_round} has come to"
+    if not (torch.isfinite(result.delta).all() and torch.isfinite(result.head).all()):
+        raise FedmaskError(
+            f"{where} numbers that are not finite; lower client.learning_rate or client.head_learning_rate"
+        )
+    if not math.isfinite(result.mean_loss):
+        scale = f"scale the labels of task {client.data.task.name}, whose squares are beyond float32"
+        remedy = scale if client.layout.labels is None else "lower client.learning_rate or client.head_learning_rate"
+        raise FedmaskError(f"{where} a loss of {result.mean_loss}; {remedy}")
 
 
 @app.evaluate()
@@ -214,7 +231,7 @@ def _open(context: Context) -> Client:
     setup_bytes = context.state.config_records[SETUP]["bytes"]
     assert isinstance(setup_bytes, bytes)
     own = _own_file(context)
-    return _client(run_in_process(setup_bytes, own), context, own)
+    return _client(begun_run(setup_bytes, own), context, own)
 
 
 def _own_file(context: Context) -> ClientFile | None:
@@ -325,12 +342,24 @@ def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: in
     local = LocalSettings(
         local_epochs=settings.client.local_epochs,
         batch_size=settings.client.batch_size,
-        learning_rate=settings.client.learning_rate,
+        learning_rate=settings.client.learning_rate or 0.0,  # none where no delta is trained
         head_learning_rate=0.0 if settings.client.head == "frozen" else settings.client.head_learning_rate,
         weight_decay=settings.client.weight_decay,
         batch_seed=seed_for(settings.seed, "batches", server_round, data.client_id),
     )
-    tokens = client.run.texts.training(data.client_id)
+    tokens, unit = client.run.texts.training(data.client_id), data.task.unit
+    if unit == 1.0:
+        return _trained(client, delta, head, tokens, local, server_round)
+    # Large targets are counted in a unit for as long as the client trains; what comes and goes is in the labels' own.
+    in_units = replace(tokens, labels=tokens.labels / unit)
+    result = _trained(client, delta, head / unit, in_units, local, server_round)
+    return replace(result, head=head if local.head_learning_rate == 0 else result.head * unit)
+
+
+def _trained(
+    client: Client, delta: Tensor, head: Tensor, tokens: TokenizedSplit, local: LocalSettings, server_round: int
+) -> LocalResult:
+    settings, data = client.run.settings, client.data
     if not settings.trains_delta:
         features = client.run.texts.base_training_features(data.client_id)
         _tell_start(client, server_round)

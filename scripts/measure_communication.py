@@ -233,10 +233,11 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
     from fedmask.wire.setup import Setup
     from fedmask.wire.uplink import part_of
     from fedmask.wire.vectors import unframe
-    from server.app import run_digest, settings_for
+    from server.app import run_digest, settings_for, with_rate
     from server.local_grid import LocalGrid
 
     base, mask = _base_and_mask(config)
+    config = with_rate(config, mask)
     part = part_of(mask.num_selected, config.codec.rotate, 1, config.seed)
     config = replace(config, codec=replace(config.codec, rotate=1))
     grid = LocalGrid(client_app, config.clients, config.seed)

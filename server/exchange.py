@@ -6,13 +6,10 @@ order of arrival, and none has to be held longer than that order needs.
 """
 
 import logging
-import re
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 from flwr.app import Message
@@ -21,41 +18,18 @@ from flwr.serverapp import Grid
 
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
-from fedmask.tasks.metrics import METRICS
 from fedmask.wire.ledger import REJECTED, UNKNOWN_CLIENT, Direction, Ledger, LedgerLine
 from fedmask.wire.messages import Facts, facts_of, pack, payload_of, whole_number, wire_bytes, word
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame_sizes
+from server.members import Member, check_tasks, introduced
 from server.open_requests import OpenRequests
-
-MAX_HEAD_SIZE = 2**22
-"""Numbers in a head above which a client's word is not taken for it: the server holds shared heads in memory."""
 
 NOTICE_SECONDS = 10.0
 """How often the server says whom it waits for."""
 
 MASK_TRIES = 3
 """How often a client is sent the mask that does not answer: a deployed one may be killed meanwhile, and come back."""
-
-MAX_TASK_CHARACTERS = 200
-"""Of a task's name; each member's is held and shown."""
-
-_LAYOUT_DIGEST = re.compile("[0-9a-f]{64}")
-_DATA_DIGEST = re.compile("[0-9a-f]{16}")
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A client as it introduced itself in round 0."""
-
-    client_id: int
-    node_id: int
-    task: str
-    metric: str
-    head_layout: str
-    head_size: int
-    data_digest: str
-    """Tells whether a client's rows are those that it had before, and nothing of them."""
 
 
 class ReplyObserver(Protocol):
@@ -108,7 +82,8 @@ class Exchange:
         """Send mask and settings to every node, once; again to who was going when they came, and is there again. A
         recipe goes out first; a client whose rebuilt mask has another digest is sent the indices themselves.
 
-        Raises FedmaskError where a client cannot take part or does not answer, or two nodes claim one client_id.
+        Raises FedmaskError where a client cannot take part or does not answer, where two nodes claim one client_id, and
+        where the clients of one task differ in what it means.
         """
         deadline, seconds_left = time.monotonic() + timeout, timeout
         for _ in range(MASK_TRIES):
@@ -121,6 +96,7 @@ class Exchange:
                     f"{len(failed)} of {len(nodes)} clients cannot take part: {next(iter(failed.values()))}"
                 )
             if len(self.members) == len(nodes):
+                check_tasks(self.members.values())
                 return
             seconds_left = _seconds_until(deadline)
         missing = len(nodes) - len(self.members)
@@ -244,25 +220,7 @@ class Exchange:
         mask_digest = word(facts, "mask-digest")
         if mask_digest != self.mask_digest:
             raise FedmaskError(f"client {client_id} has mask {mask_digest}, the server's is {self.mask_digest}")
-        metric, layout, size = word(facts, "metric"), word(facts, "head-layout"), whole_number(facts, "head-size")
-        if metric not in METRICS or not _LAYOUT_DIGEST.fullmatch(layout) or not 0 < size <= MAX_HEAD_SIZE:
-            raise FedmaskError(
-                f"client {client_id} has metric {metric!r}, head layout {layout!r} and head size {size}, which this "
-                "server does not know; run the same version of fedmask on both"
-            )
-        known = next((member for member in self.members.values() if member.head_layout == layout), None)
-        if known is not None and known.head_size != size:
-            raise FedmaskError(
-                f"clients {known.client_id} and {client_id} give one head layout the sizes {known.head_size} and {size}"
-            )
-        task = word(facts, "task")
-        if len(task) > MAX_TASK_CHARACTERS:
-            raise FedmaskError(f"client {client_id} has a task whose name is {len(task):,} characters long")
-        data_digest = word(facts, "data-digest")
-        if not _DATA_DIGEST.fullmatch(data_digest):
-            raise FedmaskError(f"client {client_id} has data digest {data_digest[:80]!r}, expected 16 hex digits")
-        # Interned: thousands of clients share a few tasks, and each reply brings the words anew.
-        member = Member(client_id, node_id, sys.intern(task), sys.intern(metric), sys.intern(layout), size, data_digest)
+        member = introduced(client_id, node_id, facts)
         if self.members.setdefault(client_id, member) != member:
             raise FedmaskError(f"client {client_id} was {self.members[client_id]}, and says now that it is {member}")
         self._client_ids[node_id] = client_id

@@ -19,6 +19,8 @@ from fedmask.runs.other_words import meant_by
 
 # The key by which a group's file says which one it is. Set alone, it would leave the options of another file behind.
 NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}
+_SAME_AS = {"data.text_a": "data.text"}
+"""Second spellings of a key."""
 _MULTIRUN = ("-m", "--multirun")
 _ONE_RUN = "many runs are a study: scripts/study.py experiment=FILE.yaml"
 # Keys of other scripts.
@@ -52,6 +54,8 @@ def read_overrides(
     read = Overrides()
     for override, is_split in _arguments(overrides, groups):
         key, equals, text = override.partition("=")
+        key = _SAME_AS.get(key, key)
+        override = f"{key}{equals}{text}"
         try:
             if is_split:
                 raise FedmaskError(_not_key_value(override, groups))

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
-from fedmask.aggregation import RULES, Combination, WeightedMean, average_over_tasks, clipped, l2_norm
+from fedmask.aggregation import RULES, Combination, average_over_tasks, clipped, l2_norm
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
 from fedmask.randomness import seed_for
@@ -34,17 +34,13 @@ from fedmask.wire.messages import Fact, Facts, facts_of, pack, payload_of
 from fedmask.wire.setup import Settings
 from fedmask.wire.uplink import decode_updates
 from fedmask.wire.vectors import NamedVector
-from server.exchange import Exchange, Member, ReplyObserver
+from server.exchange import Exchange, ReplyObserver
+from server.losses import MAX_LOSS, RoundLosses
+from server.members import MAX_EXAMPLES, Member
 from server.scores import ClientScore, Scores
-
-MAX_EXAMPLES = 10**9
-"""num_examples above this is no client's number of examples but a fault or an attack on the mean."""
 
 SETUP_SECONDS = 3600.0
 """That clients have to connect and to load what they need, before the first round; a round's time is a round's."""
-
-MAX_LOSS = 1e9
-"""A train-loss above this is no mean loss of any task; it would swamp the round's."""
 
 MAX_NORM = 1e30
 """L2 norm above which an update is rejected whatever server.max_norm says: a few of them overflow a float32."""
@@ -123,6 +119,7 @@ class MaskedAveraging(Strategy):
         self._num_clients = num_clients
         self._observer = observer
         self._exchange = Exchange(settings, mask, ledger, observer)
+        self._losses = RoundLosses()
         self._failures: Counter[str] = Counter()
         self._failed: set[int] = set()
         self._drawn: set[int] = set()
@@ -359,7 +356,7 @@ class MaskedAveraging(Strategy):
         rule = RULES[self._server.combine]
         combined: dict[tuple[str, str], dict[str, Combination]] = {}
         """By name and layout, and by task where the rule works within tasks."""
-        loss = WeightedMean(1)
+        self._losses.clear()
         accepted = []
         for reply in replies:
             member = self._exchange.member_of(reply)
@@ -377,16 +374,16 @@ class MaskedAveraging(Strategy):
                 if task not in by_task:
                     by_task[task] = rule.start(vector.values.size, self._server.trim)
                 by_task[task].add(vector.values, num_examples)
-            loss.add(np.array([train_loss], np.float32), num_examples)
-        if loss.num_updates < self._server.min_replies:
-            raise self._too_few(server_round, loss.num_updates)
+            self._losses.add(member.client_id, member.task, train_loss, num_examples)
+        if len(accepted) < self._server.min_replies:
+            raise self._too_few(server_round, len(accepted))
         for (name, layout_digest), by_task in combined.items():
             self._step(name, layout_digest, average_over_tasks(list(by_task.values())))
         self.state.version = server_round
         self._downlink.advance(server_round, self._vectors_by_key())
         # Only now: a client whose round does not count goes on from where it was before.
         self._state_rounds.update(dict.fromkeys(accepted, server_round))
-        return self.arrays(), MetricRecord({"train-loss": float(loss.result()[0])})
+        return self.arrays(), MetricRecord({"train-loss": self._losses.mean(server_round)})
 
     def _too_few(self, server_round: int, num_usable: int) -> TooFewRepliesError:
         needed = self._server.min_replies
@@ -579,7 +576,7 @@ def _number(facts: Facts, name: str, low: float, high: float) -> float:
     # The type itself: a bool is an int to Python. NaN is not from low to high.
     if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
         found = f"a list of {len(value)}" if isinstance(value, list) else value
-        raise RejectedMessage(f"bad-{name}", f"{name} is {found}, allowed is {low:,.0f} to {high:,.0f}")
+        raise RejectedMessage(f"bad-{name}", f"{name} is {found}, allowed is {low:,.10g} to {high:,.10g}")
     return float(value)  # type: ignore[arg-type]
 
 

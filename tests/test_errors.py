@@ -21,3 +21,7 @@ def test_the_last_line_with_words_is_the_cause(text: str, line: str) -> None:
 
 def test_a_cause_is_no_longer_than_reason() -> None:
     assert len(cause_line(ValueError("x" * 10**6))) <= MAX_DETAIL_CHARACTERS + 3
+
+
+def test_a_key_that_is_not_there_is_said_to_be_one() -> None:
+    assert cause_line(KeyError("nope")) == "KeyError: 'nope'"

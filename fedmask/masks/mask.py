@@ -150,7 +150,8 @@ class MaskRecipe:
     rule: str
     """A name in `fedmask.masks.RULES`."""
     options: Mapping[str, Any]
-    """The arguments of `select` that matter to the rule: density, scope, include, exclude, seed, embeddings."""
+    """The arguments of `select` that matter to the rule: density, scope, include, exclude, seed, embeddings,
+    key_biases."""
     base_digest: str
     """Digest of the base weights the mask was computed from."""
     mask_digest: str
@@ -193,8 +194,8 @@ class MaskRecipe:
 
         Raises MaskMismatchError, with both digests, when the weights or the mask are not those of the recipe.
         """
-        # `select` makes recipes and recipes call `select`: one of the two has to import late.
-        from fedmask.masks.rules import select
+        # `computed` makes recipes and recipes call it: one of the two has to import late.
+        from fedmask.masks.rules import computed
 
         found = base_digest or digest_of_base(model)
         if found != self.base_digest:
@@ -202,7 +203,7 @@ class MaskRecipe:
                 f"mask recipe: it is for base weights {self.base_digest}, this model's are {found}; load the same base"
                 " model in the same dtype, or ask for the indices themselves"
             )
-        mask = select(model, self.rule, **self.options, base_digest=found, inputs=self.inputs)
+        mask = computed(model, self.rule, self.options, found, self.inputs)
         if mask.digest != self.mask_digest:
             raise MaskMismatchError(
                 f"mask recipe: it promises mask {self.mask_digest}, rule {self.rule} computes {mask.digest} here; ask"
@@ -333,6 +334,7 @@ _IS_OPTION: Mapping[str, Callable[[Any], bool]] = {
     "include": _is_text_list,
     "exclude": _is_text_list,
     "embeddings": lambda value: isinstance(value, bool),
+    "key_biases": lambda value: isinstance(value, bool),
     "seed": lambda value: type(value) is int,
 }
 """The options of `select` that a recipe may carry, and how each is told from damage."""

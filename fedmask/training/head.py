@@ -58,6 +58,12 @@ class HeadLayout:
         canonical = json.dumps(["fedmask-head-layout-1", self.task, self.labels, self.hidden_size])
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    @property
+    def classes_digest(self) -> str:
+        """16 hex digits that tell whether two tasks have the same class names, in whatever order."""
+        canonical = json.dumps(["fedmask-classes-1", sorted(self.labels or ())])
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
     def random_start(self, seed: int) -> Tensor:
         """A start that the task's name seeds, float32 (size,): small normal weights, zero biases."""
         generator = torch.Generator().manual_seed(seed_for(seed, "head", self.task))

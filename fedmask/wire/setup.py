@@ -129,6 +129,8 @@ def _parse(data: bytes) -> tuple[Settings, str, bytes]:
             raise ValueError(f"{key} {getattr(settings, key)!r} is no digest")
     for key in ("baseline", "seed", "device"):
         _allowed(key, getattr(settings, key))
+    if settings.trains_delta and settings.client.learning_rate is None:
+        raise ValueError("client.learning_rate is missing, and a delta is trained")
     for key, low, high in (("clients", 1, MAX_CLIENTS), ("threads", 1, MAX_THREADS), ("rank", 0, MAX_RANK)):
         value = getattr(settings, key)
         if type(value) is not int or not low <= value <= high:

@@ -167,7 +167,7 @@ def _bad_num_examples(reply: Message, generator: np.random.Generator) -> None:
 
 
 def _bad_train_loss(reply: Message, generator: np.random.Generator) -> None:
-    _with_fact(reply, generator, "train-loss", [-1, math.nan, -math.inf, 1e300, 10**12, [0.5] * 1000, None])
+    _with_fact(reply, generator, "train-loss", [-1, math.nan, -math.inf, 1e300, 10**39, [0.5] * 1000, None])
 
 
 def _with_fact(reply: Message, generator: np.random.Generator, name: str, values: list[Any]) -> None:

@@ -51,6 +51,7 @@ def told(tmp_path: Path, tiny: BaseModel) -> Settings:
         [
             "model=tiny",
             "mask.density=0.01",
+            "client.learning_rate=0.03",
             "data=python",
             f"data.root={tmp_path}",
             "data.tasks=['small:only']",

@@ -42,7 +42,7 @@ def test_a_client_introduces_itself_and_proves_mask_and_inputs(
 ) -> None:
     facts = dict(facts_of(federation().tell(1).content))
     assert len(str(facts.pop("head-layout"))) == 64
-    assert len(str(facts.pop("data-digest"))) == 16
+    assert len(str(facts.pop("data-digest"))) == len(str(facts.pop("classes-digest"))) == 16
     assert facts == {
         "client-id": 1,
         "task": "only",
@@ -50,6 +50,8 @@ def test_a_client_introduces_itself_and_proves_mask_and_inputs(
         "mask-digest": mask.digest,
         "inputs-digest": tiny.inputs_digest,
         "head-size": 2 * 65,
+        "num-classes": 2,
+        "num-examples": 10,
     }
 
 

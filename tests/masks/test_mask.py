@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe, base_digest, select
@@ -267,6 +268,7 @@ def small_model(seed: int = 0) -> nn.Module:
         {"rule": "pafi", "density": 0.05, "include": ["*.weight", "1.bias"], "exclude": ["0.*"]},
         {"rule": "bitfit"},
         {"rule": "all", "embeddings": True},
+        {"rule": "bitfit", "key_biases": True},
     ],
 )
 def test_a_recipe_rebuilds_its_mask(options: dict[str, object]) -> None:
@@ -288,6 +290,20 @@ def test_the_default_recipe_is_about_three_hundred_bytes_and_holds_what_matters(
     assert fields["options"] == {"density": 0.01, "scope": "global"}
     assert fields["ties"] == "lowest-index"
     assert 200 < len(recipe.to_bytes()) < 300
+
+
+def test_a_recipe_from_before_there_was_a_choice_selects_key_biases() -> None:
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    older = MaskRecipe("bitfit", {}, base_digest(model), select(model, "bitfit", key_biases=True).digest)
+    mask = MaskRecipe.from_bytes(older.to_bytes()).rebuild(model)
+    assert "encoder.layer.0.attention.self.key.bias" in mask.shapes
+    assert mask.recipe == older  # nothing is said of what has always been so
+    newer = select(model, "bitfit")
+    assert newer.recipe is not None
+    assert newer.recipe.options == {"key_biases": False}
+    assert "encoder.layer.0.attention.self.key.bias" not in newer.shapes
+    assert MaskRecipe.from_bytes(newer.recipe.to_bytes()).rebuild(model) == newer
 
 
 def test_other_weights_are_refused_with_both_digests() -> None:

@@ -49,6 +49,7 @@ VALID: dict[str, Any] = {
         "include": None,
         "exclude": [],
         "embeddings": False,
+        "key_biases": False,
         "seed": 0,
         "rank": None,
     },
@@ -299,12 +300,18 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
         ],
     ),
     (
-        {"mask__embeddings": True, "mask__seed": 3, "mask__rank": 4},
+        {"mask__embeddings": True, "mask__key_biases": True, "mask__seed": 3, "mask__rank": 4},
         [
             "mask.embeddings=true: mask=pafi takes no embeddings; leave it out, or take mask=all",
+            "mask.key_biases=true: mask=pafi takes no key_biases; leave it out, or take mask=bitfit",
             "mask.seed=3: mask=pafi takes no seed; leave it out, or take mask=random",
             "mask.rank=4: mask=pafi takes no rank; leave it out, or take mask=hiwi",
         ],
+    ),
+    (
+        {"mask__rule": "hiwi", "mask__density": None, "mask__scope": None, "mask__rank": 4}
+        | {"client__learning_rate": None},
+        ["client.learning_rate=null: mask=hiwi has one rate for all models; give a number, or leave it out"],
     ),
     (
         {"mask__density": None, "mask__scope": None},
@@ -380,6 +387,7 @@ def test_values_that_contradict_each_other(changes: dict[str, object], faults: l
 
 
 NO_CONTRADICTIONS: list[dict[str, object]] = [
+    {"client__learning_rate": None},
     {"clients_per_round": 10},
     {"clients": 3, "data__tasks": ["a", "b", "c"]},
     {"mask": {**VALID["mask"], **UNTAKEN_BY_HIWI}},
@@ -431,7 +439,7 @@ def raws(draw: st.DrawFn) -> dict[str, Any]:
         mask__density=draw(st.floats(0, 1, exclude_min=True)),
         mask__include=draw(st.none() | st.lists(WORDS, min_size=1, unique=True)),
         mask__exclude=draw(st.lists(WORDS, unique=True)),
-        client__learning_rate=draw(POSITIVE),
+        client__learning_rate=draw(st.none() | POSITIVE),
         clients=clients,
         clients_per_round=draw(st.none() | st.integers(1, clients)),
         compare=draw(st.lists(st.sampled_from(["frozen", "alone"]), unique=True)),
@@ -449,6 +457,15 @@ def test_the_written_configuration_reads_back_equal(raw: dict[str, Any]) -> None
     config = build(raw)
     assert from_yaml(yaml.safe_dump(to_dict(config), sort_keys=False)) == config
     assert list(to_dict(config)) == list(VALID)
+
+
+@pytest.mark.parametrize(("rule", "before"), [("bitfit", True), ("pafi", False), ("all", False)])
+def test_a_run_from_before_there_were_key_biases_trained_all_biases(rule: str, before: bool) -> None:
+    taken = {} if rule == "pafi" else {"mask__density": None, "mask__scope": None}
+    raw = changed(mask__rule=rule, **taken)
+    assert from_yaml(yaml.safe_dump(raw)).mask.key_biases is False
+    del raw["mask"]["key_biases"]
+    assert from_yaml(yaml.safe_dump(raw)).mask.key_biases is before
 
 
 @pytest.mark.parametrize(

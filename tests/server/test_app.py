@@ -1,5 +1,6 @@
 """server.app: a configuration becomes a run folder that holds what the contract says; the baselines beside it."""
 
+import copy
 import json
 import shlex
 from collections.abc import Callable
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from flwr.app import Context, Message, RecordDict
 
 import fedmask
 from client.app import app as client_app
 from fedmask.errors import FedmaskError
+from fedmask.masks import RULES
 from fedmask.models import BaseModel
 from fedmask.runs.config import from_yaml
 from fedmask.training.delta import Delta
@@ -160,6 +164,41 @@ def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseMode
     assert all(summary["worst_client_score"][task] <= summary["score"][task] for task in summary["score"])
     assert summary["mean_score"] == pytest.approx(np.mean(list(summary["score"].values())))
     assert summary["seconds"] > 0
+
+
+def test_a_rate_that_is_not_named_is_the_rules_for_so_many_entries(
+    federate: Callable[..., Run], plain_run: Run
+) -> None:
+    rate = RULES["pafi"].rate
+    assert rate is not None
+    taken = yaml.safe_load((plain_run.folder / "config.yaml").read_text())["client"]["learning_rate"]
+    assert taken == rate(plain_run.summary["mask"]["num_selected"])
+    assert federate(f"client.learning_rate={taken!r}").adapter == plain_run.adapter
+    other = federate("client.learning_rate=0.01", "rounds=1")
+    assert yaml.safe_load((other.folder / "config.yaml").read_text())["client"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(("baseline", "has_rate"), [("alone", True), ("central", True), ("frozen", False)])
+def test_baselines_that_train_entries_take_the_same_rate(
+    federate: Callable[..., Run], plain_run: Run, baseline: str, has_rate: bool
+) -> None:
+    run = federate(f"baseline={baseline}", "rounds=1", "score_test=false")
+    assert run.config.client.learning_rate == (plain_run.config.client.learning_rate if has_rate else None)
+
+
+def test_exact_zeros_in_the_mask_are_told_once_and_kept(
+    federate: Callable[..., Run], tiny: BaseModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeroed = copy.deepcopy(tiny.encoder)
+    torch.nn.init.zeros_(zeroed.get_parameter("encoder.layer.1.output.dense.weight"))
+    zeroed.save_pretrained(tmp_path / "zeroed")  # type: ignore[operator]
+    tiny.tokenizer.save_pretrained(tmp_path / "zeroed")
+    run = federate(f"model.path={tmp_path / 'zeroed'}", "model.weights=pretrained", "mask.density=0.001", "rounds=1")
+    assert run.summary["mask"]["exact_zeros"] == run.summary["mask"]["num_selected"] == 206
+    (told,) = (message for message in caplog.messages if "exactly zero" in message)
+    assert told.startswith(
+        "rule pafi: 206 of the 206 selected entries (100%) are exactly zero in the base model, 206 of"
+    )
 
 
 def test_communication_figures_are_those_of_the_ledger(plain_run: Run, tiny: BaseModel) -> None:

@@ -75,16 +75,16 @@ def test_a_model_file_carries_its_own_name(model: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "learning_rate"),
     [
-        ("pafi", 3e-2),
-        ("largest", 1e-3),
-        ("random", 1e-2),
+        ("pafi", None),  # by the number of entries
+        ("largest", None),
+        ("random", None),
         ("hiwi", 3e-3),
         ("ffn_bias", 1e-2),
         ("bitfit", 5e-3),
         ("all", 1e-4),
     ],
 )
-def test_a_rule_brings_its_own_learning_rate(rule: str, learning_rate: float) -> None:
+def test_a_rule_brings_its_own_learning_rate(rule: str, learning_rate: float | None) -> None:
     config = compose([f"mask={rule}"])
     assert config.mask.rule == rule
     assert config.client.learning_rate == learning_rate
@@ -437,7 +437,8 @@ def test_help_names_every_key_with_its_default_and_every_choice() -> None:
 
 def test_help_gives_meaning_default_and_what_is_allowed() -> None:
     text = " ".join(help_text().split())
-    assert "client.learning_rate=0.03 AdamW's rate for what the mask trains; by default the mask rule's own: a" in text
+    assert "client.learning_rate=null AdamW's rate for what the mask trains; by default the mask rule's own: a" in text
+    assert "or null (by how many entries the mask selects, for pafi, largest and random; config.yaml says it)." in text
     assert "clients_per_round=null Clients drawn each round, by the seed: a whole number of at least 1, or null" in text
     assert "data.partition=natural How a task's training rows are dealt to its clients: one of iid (at random)," in text
     assert "model.dtype=float32 What the weights are cast to once loaded" in text

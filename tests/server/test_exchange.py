@@ -20,8 +20,8 @@ from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.wire.messages import facts_of, pack, payload_of
 from fedmask.wire.setup import Setup
-from server.exchange import MAX_HEAD_SIZE
 from server.local_grid import LocalGrid
+from server.members import MAX_HEAD_SIZE
 
 Run = Any
 

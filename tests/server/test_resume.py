@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from faults.dying import die_in_write
 from faults.left import left_by
 from faults.malformed import rewrite
 from fedmask.errors import FedmaskError
+from fedmask.models import load_base
 from fedmask.runs.checkpoint import load_checkpoint
 from fedmask.sealed_file import read_sealed, write_sealed
 from fedmask.wire.messages import facts_of
+from server.app import select_mask, with_rate
 from server.compose import compose
 
 Run = Any
@@ -447,6 +450,19 @@ def test_a_resumed_run_has_the_configuration_that_it_was_begun_with(federate: Fe
     link = tmp_path / "link"
     link.symlink_to(run.folder)
     assert compose([f"resume={run.folder}", *same, f"output={link}"]) == config
+
+
+def test_a_resumed_run_keeps_its_rate(federate: Federate, tmp_path: Path) -> None:
+    # The rate by the number of entries is in the file, as in one from before there was such a rate.
+    run = federate(output=tmp_path / "run")
+    saved = run.folder / "config.yaml"
+    rate = run.config.client.learning_rate
+    for overrides in ([], ["client.learning_rate=null"], ["client=default", "client.batch_size=5"]):
+        assert compose([f"resume={run.folder}", *overrides]).client.learning_rate == rate
+    saved.write_text(saved.read_text().replace(f"learning_rate: {rate}\n", "learning_rate: 0.03\n"))
+    older = compose([f"resume={run.folder}"])
+    assert older.client.learning_rate == 0.03
+    assert with_rate(older, select_mask(older, load_base(**asdict(older.model)))) == older
 
 
 def test_each_override_that_differs_is_told_and_all_at_once(federate: Federate, tmp_path: Path) -> None:

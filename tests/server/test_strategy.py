@@ -33,7 +33,7 @@ from fedmask.wire.codecs import codec
 from fedmask.wire.ledger import Ledger
 from fedmask.wire.messages import FACTS, facts_of, payload_of
 from fedmask.wire.vectors import frame, frames
-from server.app import select_mask, settings_for
+from server.app import select_mask, settings_for, with_rate
 from server.compose import compose
 from server.local_grid import LocalGrid
 from server.strategy import MaskedAveraging
@@ -494,6 +494,7 @@ def test_flowers_evaluate_fn_sees_the_delta_before_the_first_round_and_after_eac
     grid = LocalGrid(client_app, 4)
     grid.keep_client_state_in(tmp_path / "clients")
     mask = select_mask(config, base)
+    config = with_rate(config, mask)
     strategy = MaskedAveraging(settings_for(config), mask, None, 4, Ledger(), plain_run.watched, config.server)
     seen: dict[int, np.ndarray] = {}
 

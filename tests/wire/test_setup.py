@@ -201,6 +201,14 @@ def test_a_value_that_no_configuration_may_have_is_rejected(told: Settings, key:
     assert f"cannot be read: {text}" in str(rejection(with_settings(raw)))
 
 
+def test_a_rate_may_be_missing_where_no_delta_is_trained_only(told: Settings) -> None:
+    without = dataclasses.replace(told, client=dataclasses.replace(told.client, learning_rate=None))
+    text = "cannot be read: client.learning_rate is missing, and a delta is trained"
+    assert text in str(rejection(Setup(without, None).to_bytes()))
+    frozen = dataclasses.replace(without, baseline="frozen")
+    assert Setup.from_bytes(Setup(frozen, None).to_bytes()).settings == frozen
+
+
 def test_indices_for_another_model_are_refused_before_they_are_decoded(told: Settings, mask: Mask) -> None:
     data = Setup(told, mask).to_bytes()
     assert Setup.from_bytes(data, lambda _: mask.num_parameters).mask == mask
