@@ -549,6 +549,7 @@ def test_what_the_library_cannot_write_is_one_line_and_a_fault_of_our_own_is_not
     for module, name in (
         (fedmask.merged.folder, "_describe"),
         (fedmask.merged.folder, "_same_bits"),
+        (fedmask.merged.folder, "differences"),
         (fedmask.merged.fit, "check_inputs"),
     ):
         with monkeypatch.context() as patch:
