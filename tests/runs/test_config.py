@@ -37,6 +37,10 @@ VALID: dict[str, Any] = {
         "source": "demo",
         "root": None,
         "tasks": None,
+        "text": None,
+        "text_b": None,
+        "label": None,
+        "classes": None,
         "partition": "natural",
         "alpha": 0.3,
         "examples_per_client": 100,
@@ -329,7 +333,7 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
     (
         {"data__source": "own", "data__root": "d", "data__tasks": ["a"], "baseline": "central"},
         [
-            "data.root=d: data=own reads no folder; leave it out, or take data=tsv|hub|python",
+            "data.root=d: data=own reads no folder; leave it out, or take data=tsv|csv|jsonl|hub|python",
             "data.tasks=[a]: with data=own each client's own file says its task; leave it out",
             "data=own: central pools the data of all clients, and these do not leave their clients; leave one out",
         ],
@@ -340,7 +344,7 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
     ),
     (
         {"data__root": "my data"},
-        ["data.root=my data: data=demo reads no folder; leave it out, or take data=tsv|hub|python"],
+        ["data.root=my data: data=demo reads no folder; leave it out, or take data=tsv|csv|jsonl|hub|python"],
     ),
     (
         {"clients_per_round": 11},

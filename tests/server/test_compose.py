@@ -281,7 +281,7 @@ LIST = "a list is written [a,b]"
         ("mask=[pafi,hiwi]", f"mask=[pafi,hiwi]: must be one of {RULES}"),
         ("mask={rule: pafi}", f"mask={{rule: pafi}}: must be one of {RULES}"),
         ("model=bert", "model=bert: must be one of minilm, roberta-base, roberta-large, tiny"),
-        ("data=tvs", "data=tvs: must be one of demo, hub, own, python, tsv; did you mean tsv?"),
+        ("data=tvs", "data=tvs: must be one of csv, demo, hub, jsonl, own, python, tsv; did you mean tsv?"),
         ("client=fast", "client=fast: must be default"),
         ("experiment=dmo", "experiment=dmo: must be demo; did you mean demo?"),
         ("runtime=rya", "runtime=rya: must be one of local, ray; did you mean ray?"),
@@ -320,7 +320,10 @@ LIST = "a list is written [a,b]"
             "clients_per_round=11",
             "clients_per_round=11: more than there are, clients=10; must be at most that, or null",
         ),
-        ("data.root=data", "data.root=data: data=demo reads no folder; leave it out, or take data=tsv|hub|python"),
+        (
+            "data.root=data",
+            "data.root=data: data=demo reads no folder; leave it out, or take data=tsv|csv|jsonl|hub|python",
+        ),
         ("mask.rank=4", "mask.rank=4: mask=pafi takes no rank; leave it out, or take mask=hiwi"),
     ],
 )
