@@ -18,7 +18,7 @@ from fedmask.training import fitness
 from fedmask.wire.codecs import codec
 from fedmask.wire.downlink import Received
 from fedmask.wire.messages import facts_of
-from fedmask.wire.setup import Settings
+from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame
 
 Federate = Callable[..., Any]
@@ -118,6 +118,15 @@ def test_the_log_of_a_deployed_client_tells_when_it_begins_to_train(
     assert re.fullmatch(
         r"client 1, round 3: [\d.]+ s from the process's start to its first step, [\d.]+ s of them on a CPU", line
     )
+
+
+def test_the_log_of_a_deployed_client_tells_that_its_base_reads_or_computes_otherwise(
+    deployed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = replace(deployed.mask.recipe, inputs={**deployed.mask.recipe.inputs, "hidden_act": "relu"})
+    refusal = facts_of(deployed.tell(0, Setup(deployed.told, recipe).to_bytes()).content)["inputs-mismatch"]
+    assert caplog.messages == [refusal]
+    assert "hidden_act its default instead of relu" in str(refusal)
 
 
 @pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"", lambda content: content[::-1]])
