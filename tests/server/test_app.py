@@ -48,6 +48,7 @@ def test_what_a_run_leaves_and_nothing_else(plain_run: Run) -> None:
         "config.yaml",
         "rounds.jsonl",
         "communication.jsonl",
+        "clients.jsonl",
         "adapter.safetensors",
         "summary.json",
         "report.html",
