@@ -6,7 +6,6 @@ biases, everything. k = round(density x parameters of the model).
 """
 
 import difflib
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,9 @@ from fedmask.masks.digest import base_digest as digest_of_base
 from fedmask.masks.drawn import drawn_positions
 from fedmask.masks.indices import Indices
 from fedmask.masks.mask import Mask, MaskRecipe
+from fedmask.masks.rates import RateByCount
 from fedmask.masks.smallest import Tensors, largest, refuse_nan, smallest
+from fedmask.masks.zeros import tell_zeros
 from fedmask.randomness import seed_for
 
 DEFAULT_DENSITY = 3e-4
@@ -33,23 +34,6 @@ SCOPES = ("global", "per_tensor")
 
 ABSENT = {"embeddings": False, "key_biases": True}
 """What a recipe without the option means: so it was before there was a choice."""
-
-
-@dataclass(frozen=True)
-class RateByCount:
-    """AdamW's rate for k single entries: a power law between bounds. The fewer entries there are, the further each has
-    to go; docs/studies/rates.md has what it was fitted to."""
-
-    at_45_000: float
-    """The rate for 45,000 entries."""
-    exponent: float
-    """By which power of 1 / k it grows."""
-    lowest: float
-    highest: float = 0.1
-
-    def __call__(self, num_selected: int) -> float:
-        rate = self.at_45_000 * math.pow(45_000 / num_selected, self.exponent)
-        return min(max(rate, self.lowest), self.highest)
 
 
 @dataclass(frozen=True)
@@ -110,7 +94,7 @@ def select(
     given = {"density": density, "scope": scope, "include": include, "exclude": exclude, "seed": seed}
     mask = computed(model, rule, given | {"embeddings": embeddings, "key_biases": key_biases}, base_digest, inputs)
     if RULES[rule].tells_zeros:
-        _tell_zeros(model, rule, mask)
+        tell_zeros(model, rule, mask)
     return mask
 
 
@@ -129,28 +113,6 @@ def computed(
     indices = _choose(candidates, rule, count, options.get("scope"), options.get("seed", 0))
     mask = Mask({name: tuple(candidates[name].shape) for name in indices}, indices, num_parameters)
     return replace(mask, recipe=MaskRecipe(rule, options, base_digest or digest_of_base(model), mask.digest, inputs))
-
-
-def exact_zeros(model: nn.Module, mask: Mask) -> dict[str, int]:
-    """By tensor how many of the mask's entries are exactly zero in `model`; tensors without one are left out."""
-    zeros = {}
-    for name, indices in mask.indices.items():
-        tensor = model.get_parameter(name).detach()
-        zeros[name] = len(indices) - int(torch.count_nonzero(tensor.take(torch.tensor(indices, device=tensor.device))))
-    return {name: count for name, count in zeros.items() if count}
-
-
-def _tell_zeros(model: nn.Module, rule: str, mask: Mask) -> None:
-    zeros = exact_zeros(model, mask)
-    if not zeros:
-        return
-    most, total = max(zeros, key=lambda name: zeros[name]), sum(zeros.values())
-    logging.getLogger("fedmask").warning(
-        f"rule {rule}: {total:,} of the {mask.num_selected:,} selected entries ({100 * total / mask.num_selected:.3g}%)"
-        f" are exactly zero in the base model, {zeros[most]:,} of them in {most}. Zeros are the smallest magnitudes"
-        " there are, and a tensor or a layer of zeros trains badly or not at all: see that the checkpoint is whole, or"
-        f" leave such tensors out: mask.exclude=['{most}']"
-    )
 
 
 def _checked_options(
@@ -316,7 +278,7 @@ RULES: Mapping[str, Rule] = {
     "pafi": Rule(
         True, "2-D encoder weights", encoder_weights, _smallest, rate=RateByCount(0.02, 0.6, 0.003), tells_zeros=True
     ),
-    "largest": Rule(True, "2-D encoder weights", encoder_weights, _largest, rate=RateByCount(0.03, 0.4, 0.01)),
+    "largest": Rule(True, "2-D encoder weights", encoder_weights, _largest, rate=RateByCount(0.03, 0.6, 0.003)),
     "random": Rule(True, "2-D encoder weights", encoder_weights, _random, rate=RateByCount(0.03, 0.4, 0.01)),
     "hiwi": Rule(False, "feed-forward biases", ffn_biases, _whole_unless_zero),
     "ffn_bias": Rule(False, "feed-forward biases", ffn_biases, _whole),
