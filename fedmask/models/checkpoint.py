@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerBase
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils import find_adapter_config_file
 
 from fedmask.errors import FedmaskError, cause_line
 from fedmask.models.configuration import read_configuration

@@ -16,7 +16,7 @@ from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
 from fedmask.masks import Mask
 from fedmask.models import BaseModel
-from fedmask.training.fitness_checks import check_features, check_gradient, check_ids, texts_of_three_lengths
+from fedmask.training.fitness_checks import check_features, check_gradient, check_ids, texts_to_check
 from fedmask.training.token_cache import cache_folder
 
 _FORMAT = "fedmask fitness 1"
@@ -45,7 +45,7 @@ def check_fitness(base: BaseModel, mask: Mask | None, max_length: int) -> dict[s
 
 def _check(base: BaseModel, mask: Mask | None, max_length: int) -> dict[str, int]:
     check_ids(base)
-    tokens = texts_of_three_lengths(base, max_length)
+    tokens = texts_to_check(base, max_length)
     check_features(base, tokens)
     return {} if mask is None else check_gradient(base, mask, tokens)
 

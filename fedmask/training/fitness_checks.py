@@ -77,29 +77,31 @@ def _embedding_rows(encoder: nn.Module) -> int | None:
 # Features -------------------------------------------------------------------------------------------------------------
 
 
-def texts_of_three_lengths(base: BaseModel, max_length: int) -> TokenizedSplit:
-    """Three texts, of SHORT, MIDDLE and max_length tokens, none longer than max_length."""
-    ids = tokenize(Split((TEXT,), None, np.zeros(1, np.int64)), base.tokenizer, base.encoder, max_length)
+def texts_to_check(base: BaseModel, max_length: int) -> TokenizedSplit:
+    """Texts of SHORT, MIDDLE and max_length tokens, none of more; and an empty one, as it is tokenized."""
+    both = tokenize(Split((TEXT, ""), None, np.zeros(2, np.int64)), base.tokenizer, base.encoder, max_length)
+    ids, empty = np.split(both.token_ids, [both.starts[1]])
     sizes = [min(SHORT, max_length), min(MIDDLE, max_length), max_length]
     return TokenizedSplit(
-        token_ids=np.concatenate([np.resize(ids.token_ids, size) for size in sizes]),
-        token_types=None if ids.token_types is None else np.zeros(sum(sizes), np.int8),
-        starts=np.cumsum([0, *sizes]),
-        padding_id=ids.padding_id,
-        labels=np.zeros(len(sizes), np.int64),
+        token_ids=np.concatenate([*(np.resize(ids, size) for size in sizes), empty]),
+        token_types=None if both.token_types is None else np.zeros(sum(sizes) + len(empty), np.int8),
+        starts=np.cumsum([0, *sizes, len(empty)]),
+        padding_id=both.padding_id,
+        labels=np.zeros(4, np.int64),
     )
 
 
 @torch.inference_mode()
 def check_features(base: BaseModel, tokens: TokenizedSplit) -> None:
-    """tokens: of `texts_of_three_lengths`."""
+    """tokens: of `texts_to_check`."""
     device = next(base.encoder.parameters()).device
     alone = _features(base, tokens.batch([0], device), "a short text")
     long = f"a text of data.max_length={tokens.lengths[2]} tokens"
     beside = _features(base, tokens.batch([0, 2], device), long, "lower data.max_length")[:1]
     again = _features(base, tokens.batch([0], device), "a short text a second time")
-    if not (torch.isfinite(alone).all() and torch.isfinite(beside).all()):
-        raise FedmaskError(f"model {base.name}: features of a short text are not finite; {TAKE_ANOTHER}")
+    empty = _features(base, tokens.batch([3, 1], device), "an empty text")[:1]
+    if not torch.isfinite(torch.cat([alone, beside, empty])).all():
+        raise FedmaskError(f"model {base.name}: features of a short or an empty text are not finite; {TAKE_ANOTHER}")
     if not torch.equal(alone, again):
         raise FedmaskError(
             f"model {base.name}: the features of one text are not the same each time it is read, as in a model that "
@@ -171,7 +173,7 @@ def _states(base: BaseModel, inputs: dict[str, Tensor], what: str, remedy: str |
 
 
 def check_gradient(base: BaseModel, mask: Mask, tokens: TokenizedSplit) -> dict[str, int]:
-    """By name, how many entries are selected in tensors that no text reads. tokens: of `texts_of_three_lengths`."""
+    """By name, how many entries are selected in tensors that no text reads. tokens: of `texts_to_check`."""
     inputs = tokens.batch([0, 1], next(base.encoder.parameters()).device)
     entries = SelectedEntries(base.encoder, mask)
     direction = torch.randn(2, base.hidden_size, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -104,12 +104,23 @@ def heads(tensors: Tensors) -> Tensors:
     return tensors | {name: torch.ones(2, 2) for name in ("cls.seq_relationship.weight", "classifier.weight", "x.y")}
 
 
-@pytest.mark.parametrize("change", [dict, old_names, positions, heads])
+def in_double(tensors: Tensors) -> Tensors:
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("change", [dict, old_names, positions, heads, in_double])
 def test_old_names_heads_and_positions_give_the_same_model(
     bert: Any, change_tensors: Callable[..., Path], change: Callable[[Tensors], Tensors]
 ) -> None:
     expected = load(bert()).digest
     assert load(change_tensors(bert(), change)).digest == expected
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "tf"}, {"format": "mlx"}, {"made by": "hand"}])
+def test_who_wrote_the_file_does_not_matter(bert: Any, metadata: dict[str, str] | None) -> None:
+    expected, file = load(bert()).digest, bert() / "model.safetensors"
+    save_file(load_file(file), file, metadata)
+    assert load(file.parent).digest == expected
 
 
 def test_shards_and_tied_weights_are_all_there(bert: Any, tmp_path: Path, saved: Callable[..., Path]) -> None:
@@ -253,6 +264,18 @@ def other_tensors(folder: Path) -> None:
     save_file({"a.weight": torch.ones(3)}, folder / "model.safetensors", {"format": "pt"})
 
 
+def shards(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Several files, the second of which `change` changes."""
+
+    def write(folder: Path) -> None:
+        model = AutoModel.from_pretrained(folder)
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="60KB")
+        change(sorted(folder.glob("model-*.safetensors"))[1])
+
+    return write
+
+
 def index(text: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
@@ -277,7 +300,13 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "the model's configuration cannot be read (",
     ),
     "no index inside": (index("[]"), NOT_A_FOLDER),
-    "a shard gone": (index('{"metadata": {}, "weight_map": {"a": "b.safetensors"}}'), NOT_A_FOLDER),
+    "a pointer": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid a\n"),
+        NOT_A_FOLDER,
+    ),
+    "one of the shards gone": (shards(Path.unlink), NOT_A_FOLDER),
+    "one of the shards cut": (shards(lambda file: file.write_bytes(file.read_bytes()[:500])), NOT_A_FOLDER),
+    "all shards gone": (index('{"metadata": {}, "weight_map": {"a": "b.safetensors"}}'), NOT_A_FOLDER),
     "an index cut": (index('{"metadata": {}, "weight_'), NOT_A_FOLDER),
 }
 

@@ -58,6 +58,42 @@ def test_a_tokenizer_that_cannot_be_read_is_one_line_that_names_the_folder(
     assert "\n" not in str(caught.value)
 
 
+def words_alone(folder: Path) -> None:
+    """The form of BERT's first tokenizers."""
+    vocabulary = small_tokenizer().get_vocab()
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)))
+
+
+def unknown_class(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "ZorkTokenizer"}')
+
+
+def no_padding(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
+@pytest.mark.parametrize("make", [words_alone, unknown_class, no_padding])
+def test_other_forms_of_a_tokenizer_read_a_text_alike(bert: Any, make: Callable[[Path], None]) -> None:
+    folder = bert()
+    expected = tokenizer_at(str(folder), local_files_only=True)("it rained, 3 times")["input_ids"]
+    make(folder)
+    base = load_base("own", path=str(folder), dtype="float32")
+    assert base.tokenizer("it rained, 3 times")["input_ids"] == expected
+    assert base.tokenizer.pad_token_id in (0, None)
+
+
+@pytest.mark.parametrize("name", ["spm.model", "spiece.model"])
+def test_a_sentencepiece_model_alone_is_one_line(bert: Any, name: str) -> None:
+    folder = bert()
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / name).write_bytes(b"abc")
+    with pytest.raises(FedmaskError, match=rf"^{folder}: (its tokenizer cannot be read|no tokenizer files there)"):
+        load_base("own", path=str(folder))
+
+
 def test_a_folder_without_a_tokenizer_is_told_so_where_the_weights_are_real(bert: Any) -> None:
     folder = bert()
     for file in folder.glob("tokenizer*"):

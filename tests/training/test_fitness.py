@@ -207,7 +207,7 @@ def test_states_that_are_not_as_the_configuration_says_are_told() -> None:
 
 def test_features_that_are_not_finite_are_told(tiny: BaseModel) -> None:
     base = changed(tiny, lambda encoder: encoder.encoder.layer[1].output.LayerNorm.weight.fill_(float("inf")))
-    assert refusal(base, None).startswith("features of a short text are not finite")
+    assert refusal(base, None).startswith("features of a short or an empty text are not finite")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
