@@ -55,6 +55,7 @@ def merge(own: dict[str, str], model_overrides: list[str]) -> None:
     from fedmask.models import load_base
     from fedmask.training.delta import load_adapter
     from fedmask.training.head import load_head, load_head_origin
+    from fedmask.training.text import stand_in_id
 
     output = Path(own["output"])
     if output.exists():
@@ -78,6 +79,7 @@ def merge(own: dict[str, str], model_overrides: list[str]) -> None:
         run=delta.run,
         max_length=known[0] if known else usual_length(base.encoder),
         digest=base_digest(merged),
+        stand_in_id=stand_in_id(base.tokenizer),
         task=None if layout is None else layout.task,
         pairs=None if origin is None else origin.pairs,
     )
