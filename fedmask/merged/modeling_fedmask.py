@@ -89,7 +89,8 @@ class FedmaskForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        is_empty = (attention_mask.sum(1, keepdim=True) == 0) & (torch.arange(input_ids.shape[1]) == 0).to(self.device)
+        is_first = torch.arange(input_ids.shape[1], device=input_ids.device) == 0
+        is_empty = (attention_mask.sum(1, keepdim=True) == 0) & is_first
         input_ids = input_ids.masked_fill(is_empty, self.config.fedmask["stand_in_id"])
         attention_mask = attention_mask.masked_fill(is_empty, 1)
         if token_type_ids is not None and self.takes_token_types:
