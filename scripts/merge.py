@@ -55,6 +55,7 @@ def merge(own: dict[str, str], model_overrides: list[str]) -> None:
     from fedmask.models import load_base
     from fedmask.training.delta import load_adapter
     from fedmask.training.head import load_head, load_head_origin
+    from fedmask.training.text import stand_in_id
 
     output = Path(own["output"])
     if output.exists():
@@ -70,14 +71,15 @@ def merge(own: dict[str, str], model_overrides: list[str]) -> None:
     check_base(delta, base)
     if head is not None and layout is not None:
         check_head(delta, base, layout, origin, head)
-    known = [origin.max_length] if origin is not None else [delta.max_length] if delta.max_length is not None else []
+    max_length = delta.max_length if origin is None else origin.max_length
     facts = MergedFacts(
         base_name=delta.base_name,
         base_digest=base.digest,
         inputs=base.inputs,
         run=delta.run,
-        max_length=known[0] if known else usual_length(base.encoder),
+        max_length=usual_length(base.encoder) if max_length is None else max_length,
         digest=base_digest(merged),
+        stand_in_id=stand_in_id(base.tokenizer),
         task=None if layout is None else layout.task,
         pairs=None if origin is None else origin.pairs,
     )

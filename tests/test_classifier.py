@@ -129,7 +129,7 @@ def merged(folder: Path, base: BaseModel, layout: HeadLayout = TOPICS, pairs: bo
     origin = HeadOrigin(base.name, base.digest, base.inputs, "a" * 16, length, pairs)
     save_head(head, layout, (layout.random_start(1) * 100).numpy(), origin)
     folder.mkdir()
-    facts = MergedFacts(base.name, base.digest, base.inputs, "a" * 16, length, base.digest, layout.task, pairs)
+    facts = MergedFacts(base.name, base.digest, base.inputs, "a" * 16, length, base.digest, 1, layout.task, pairs)
     write_merged(folder, copy.deepcopy(base.encoder), base.tokenizer, facts, head, layout)
     return folder
 

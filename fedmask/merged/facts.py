@@ -24,6 +24,8 @@ class MergedFacts:
     """Tokens that texts are cut to."""
     digest: str
     """Of the merged parameters."""
+    stand_in_id: int
+    """The token of a text that has none."""
     task: str | None = None
     """Of the head; None where there is none."""
     pairs: bool | None = None

@@ -83,14 +83,21 @@ class FedmaskForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Ids, mask and types (B, T); labels (B,), class indices or a regression's targets, for a loss."""
+        """Ids, mask and types (B, T); labels (B,), class indices or a regression's targets, for a loss.
+
+        A text of no tokens is one token, the same as in training.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        is_first = torch.arange(input_ids.shape[1], device=input_ids.device) == 0
+        is_empty = (attention_mask.sum(1, keepdim=True) == 0) & is_first
+        input_ids = input_ids.masked_fill(is_empty, self.config.fedmask["stand_in_id"])
+        attention_mask = attention_mask.masked_fill(is_empty, 1)
         if token_type_ids is not None and self.takes_token_types:
-            kwargs["token_type_ids"] = token_type_ids
+            kwargs["token_type_ids"] = token_type_ids.masked_fill(is_empty, 0)
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state.float()
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        features = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+        features = (hidden * weights).sum(1) / weights.sum(1)
         logits = nn.functional.linear(features, self.head.weight.float(), self.head.bias.float())
         return SequenceClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
 
@@ -124,4 +131,7 @@ class FedmaskTextClassificationPipeline(TextClassificationPipeline):  # type: ig
             "return_token_type_ids": self.model.takes_token_types,
         }
         # Lists of one: with texts alone a tokenizer takes an empty second text for none.
-        return self.tokenizer(*[[text] for text in texts], return_tensors="pt", **(as_trained | tokenizer_kwargs))
+        encoded = self.tokenizer(*[[text] for text in texts], return_tensors="pt", **(as_trained | tokenizer_kwargs))
+        if encoded["input_ids"].shape[1] == 0:
+            encoded = encoded | {name: torch.zeros(1, 1, dtype=torch.long) for name in encoded}
+        return encoded

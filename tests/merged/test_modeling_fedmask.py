@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from tokenizers.processors import Sequence
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedmask.classifier import load_classifier
 from fedmask.merged import HEAD_FILE, MergedFacts, modeling_fedmask, write_merged
@@ -84,11 +85,20 @@ print(json.dumps(found))
 """
 
 
-def merged(folder: Path, kind: str, labels: tuple[str, ...] | None, pairs: bool) -> tuple[BaseModel, HeadLayout]:
+def without_special_tokens() -> PreTrainedTokenizerBase:
+    """Of an empty text it makes no token at all."""
+    backend = small_tokenizer().backend_tokenizer
+    backend.post_processor = Sequence([])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def merged(
+    folder: Path, kind: str, labels: tuple[str, ...] | None, pairs: bool, special_tokens: bool = True
+) -> tuple[BaseModel, HeadLayout]:
     """A folder as merge writes it, of a random encoder whose head tells texts apart."""
     torch.manual_seed(3)
     encoder = AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=1461, **ENCODERS[kind])).eval()
-    tokenizer = small_tokenizer()
+    tokenizer = small_tokenizer() if special_tokens else without_special_tokens()
     base = BaseModel(kind, "random", encoder, tokenizer, "1" * 64)
     layout = HeadLayout("films", labels, 32)
     packed = layout.random_start(1) * 200
@@ -100,7 +110,7 @@ def merged(folder: Path, kind: str, labels: tuple[str, ...] | None, pairs: bool)
     encoder.save_pretrained(folder.with_name("plain"))
     tokenizer.save_pretrained(folder.with_name("plain"))
     digest = load_base(kind, path=str(folder.with_name("plain"))).digest
-    facts = MergedFacts(kind, "1" * 64, base.inputs, None, MAX_LENGTH, digest, "films", pairs)
+    facts = MergedFacts(kind, "1" * 64, base.inputs, None, MAX_LENGTH, digest, 1, "films", pairs)
     folder.mkdir()
     write_merged(folder, encoder, tokenizer, facts, head, layout)
     return base, layout
@@ -123,13 +133,14 @@ def answers_without_fedmask(folder: Path, texts: list[Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "head"), [("bert", "classes"), ("bert", "pairs"), ("bert", "regression"), ("distilbert", "pairs")]
+    ("kind", "head"),
+    [("bert", "classes"), ("bert", "pairs"), ("bert", "regression"), ("distilbert", "pairs"), ("roberta", "classes")],
 )
 def test_transformers_alone_gives_the_labels_and_scores_of_load_classifier(
     kind: str, head: str, tmp_path: Path
 ) -> None:
     labels, pairs = HEADS[head]
-    merged(tmp_path / "folder", kind, labels, pairs)
+    merged(tmp_path / "folder", kind, labels, pairs, special_tokens=kind != "roberta")
     texts: list[Any] = list(PAIRS) if pairs else list(TEXTS)
     classifier = load_classifier(tmp_path / "folder")
     scores = classifier.scores(texts)

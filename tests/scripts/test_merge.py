@@ -364,6 +364,7 @@ def test_a_folder_says_where_it_comes_from(tiny: BaseModel, script: ModuleType, 
         "run": RUN,
         "max_length": 40,
         "digest": fedmask.masks.base_digest(AutoModel.from_pretrained(tmp_path / "bare")),
+        "stand_in_id": tiny.tokenizer.unk_token_id,
     }
     assert bare["fedmask"] == {**expected, "task": None, "pairs": None}
     assert whole["fedmask"] == {**expected, "task": "topics", "pairs": False}
