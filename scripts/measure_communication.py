@@ -166,7 +166,13 @@ def measure(request: Request) -> None:
     from fedmask.runs.console import console
 
     config = _config(request)
-    population(config.data, config.clients, config.seed)  # what is wrong with the data is told before a model is loaded
+    # What is wrong with the data is told before a model is loaded.
+    first, *_ = population(config.data, config.clients, config.seed)
+    if (num_steps := first.num_examples // config.client.batch_size) < request.steps:
+        raise FedmaskError(
+            f"steps={request.steps}: client 0 has {first.num_examples} training examples, enough for {num_steps} steps "
+            f"of client.batch_size={config.client.batch_size}; ask for fewer, or for fewer clients"
+        )
     console.print(f"training {request.steps} steps on client 0 of {config.clients}", markup=False)
     with tempfile.TemporaryDirectory() as folder:
         exchanged = exchange(config, _adapter(request.run), Path(folder))

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmask.runs.command import asks_for_help, exit_code
+from fedmask.runs.command import UNSCORED, asks_for_help, exit_code
 from fedmask.runs.config import RunConfig
 from server.compose import compose, help_text
 from server.overrides import given_twice
@@ -30,10 +30,10 @@ def main(arguments: list[str]) -> int:
     return exit_code(lambda: simulate(compose(arguments), tuple(given_twice(arguments))))
 
 
-def simulate(config: RunConfig, notes: Sequence[str] = ()) -> None:
+def simulate(config: RunConfig, notes: Sequence[str] = ()) -> int:
     """The run asked for, then each baseline it is to be compared with, in the same process on the same data.
 
-    notes: what is said of the command line once the run is set up.
+    notes: what is said of the command line once the run is set up. Returns UNSCORED where one of them has no score.
     """
     # Flower, torch and transformers take seconds to import: a mistyped override is told without them.
     from client.process import population
@@ -75,6 +75,10 @@ def simulate(config: RunConfig, notes: Sequence[str] = ()) -> None:
     for line in [*left_out_lines(first, tasks), *(communication_lines(first) if config.baseline == "none" else [])]:
         console.print(line, markup=False)
     console.print(f"run folder: {output}", markup=False)
+    unscored = {name: why for name, summary in summaries.items() if (why := summary.get("unscored"))}
+    for name, why in unscored.items():
+        print(f"{name}: {why}", file=sys.stderr)
+    return UNSCORED if unscored else 0
 
 
 def run(config: RunConfig, notes: Sequence[str] = ()) -> dict[str, Any]:

@@ -199,15 +199,17 @@ def run_study(request: Request) -> int:
                     raise FedmaskError(
                         f"{cell.name}: its process died; if memory ran out, take fewer jobs. The same command goes on"
                     ) from error
-                finished[cell.name] = _read_cell(request.output / cell.name)
-                progress.say_finished(finished[cell.name])
+                done = _read_cell(request.output / cell.name)
+                assert done is not None, "run_cell raises for a run that has no score"
+                finished[cell.name] = done
+                progress.say_finished(done)
     for name, why in failed.items():
         print(f"{name} failed: {why}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def run_cell(cell: Cell, output: Path, here: tuple[str, ...]) -> None:
-    """One run, in a process of the pool; leaves a finished run folder."""
+    """One run, in a process of the pool; leaves a finished run folder. Raises FedmaskError where it has no score."""
     from client.app import app as client_app
     from server.app import SilentObserver, num_clients, resolved, run_federation
     from server.local_grid import LocalGrid
@@ -218,7 +220,9 @@ def run_cell(cell: Cell, output: Path, here: tuple[str, ...]) -> None:
     facts = {"row": cell.row, "setting": cell.setting, "seed": cell.seed, "is_final": cell.is_final}
     facts |= {"overrides": list(cell.overrides), "commit": commit_of(ROOT)}
     write_atomically(folder / CELL_FILE, (json.dumps(facts, indent=2) + "\n").encode())
-    run_federation(LocalGrid(client_app, num_clients(config), config.seed), config, SilentObserver())
+    summary = run_federation(LocalGrid(client_app, num_clients(config), config.seed), config, SilentObserver())
+    if summary["unscored"] is not None:
+        raise FedmaskError(summary["unscored"])
 
 
 @contextmanager
@@ -246,17 +250,21 @@ def read_finished(request: Request) -> dict[str, Finished]:
     """The finished cells of a study's folder, and those of its results file that the folder lacks, by name."""
     elsewhere = read_results(request.results) if request.results is not None else {}
     folders = [path.parent for path in sorted(request.output.glob(f"*/{CELL_FILE}"))]
-    return elsewhere | {folder.name: _read_cell(folder) for folder in folders if (folder / SUMMARY).exists()}
+    cells = {folder.name: _read_cell(folder) for folder in folders if (folder / SUMMARY).exists()}
+    return elsewhere | {name: cell for name, cell in cells.items() if cell is not None}
 
 
-def _read_cell(folder: Path) -> Finished:
-    """A kill between a run's summary and its report leaves the report to be made here.
+def _read_cell(folder: Path) -> Finished | None:
+    """None for a run that has no score: it is run again. A kill between a run's summary and its report leaves the
+    report to be made here.
 
     Raises FedmaskError for files that are damaged.
     """
     try:
         facts = json.loads((folder / CELL_FILE).read_text())
         summary = json.loads((folder / SUMMARY).read_text())
+        if summary.get("unscored"):
+            return None
         rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
         messages = [json.loads(line) for line in (folder / "communication.jsonl").read_text().splitlines()]
         finished = finished_cell(facts, summary, rounds, messages)

@@ -28,6 +28,7 @@ from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
 from fedmask.runs.config import ConfigError, RunConfig, shown
 from fedmask.runs.console import RunProgress, console
 from fedmask.runs.folder import RunFolder, default_output
+from fedmask.runs.outcome import lost_clients, lost_lines, unscored
 from fedmask.runs.tensorboard import Scalars, check_installed
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
@@ -55,8 +56,12 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = resolved(_composed(str(context.run_config[OVERRIDES_KEY])), datetime.now())
     with RunProgress(config.title, config.rounds) as progress:
-        run_federation(grid, config, progress)
+        summary = run_federation(grid, config, progress)
+    for line in lost_lines(summary):
+        console.print(line, markup=False)
     console.print(f"run folder: {config.output}", markup=False)
+    if why := summary.get("unscored"):
+        raise FedmaskError(why)
 
 
 def _composed(overrides: str) -> RunConfig:
@@ -156,21 +161,25 @@ def _run_in(
             strategy.resume(checkpoint.state)
         strategy.start(grid, strategy.arrays(), config.rounds, timeout=config.server.timeout_seconds)
     except BaseException:
-        recorder.close(Scores(()))  # what a stopped run has sent was sent
+        recorder.close(Scores(()), config.rounds)  # what a stopped run has sent was sent
         folder.abandon()
         raise
-    recorder.close(strategy.test_scores)
+    recorder.close(strategy.test_scores, config.rounds)
     if config.baseline == "none" and mask is not None:
         adapter = Delta(strategy.held_delta, _recipe(mask), base.name, base.weights, mask, base.dtype)
         replace(adapter, run=settings.run_digest, max_length=config.data.max_length, heads=strategy.heads).save(
             folder.adapter
         )
+    rounds = list(folder.rounds())
     summary = _summary(config, base, mask, unread, strategy.test_scores, ledger) | {
         "run_id": settings.run_id,
         "run_digest": settings.run_digest,
         "clients_never_drawn": strategy.num_never_drawn,
+        "lost_clients": lost_clients(rounds),
         "test_failure_causes": strategy.test_failure_causes,
         "notes": list(notes),
+        "lost_on_test": {str(client_id): cause for client_id, cause in strategy.lost_on_test.items()},
+        "unscored": unscored(config.score_test, strategy.test_scores.mean_score(), strategy.lost_on_test, rounds),
         "seconds": round(recorder.seconds(), 3),
     }
     folder.finish(summary)
@@ -305,7 +314,7 @@ def _summary(
             if mask is not None
             else {},
             **_told_zeros(base, mask),
-            "unread_by_tensor": unread,
+            **({"unread_by_tensor": unread} if unread else {}),
         },
         "score": scores.score(),
         "own_score": scores.own_score(),
@@ -371,6 +380,7 @@ class _FolderObserver:
 
     def round_ended(self, report: RoundReport) -> None:
         line = round_line(report, self.ledger)
+        self.folder.add_client_scores(report.scores.lines(report.round, "validation"))
         self.folder.add_round(line)
         messages = self._write_ledger()
         if self.scalars is not None:
@@ -391,8 +401,9 @@ class _FolderObserver:
             logging.getLogger("fedmask").warning("%s", line)
             self.threads = None
 
-    def close(self, test_scores: Scores) -> None:
+    def close(self, test_scores: Scores, last_round: int) -> None:
         """What came after the last round."""
+        self.folder.add_client_scores(test_scores.lines(last_round, "test"))
         self._write_ledger()
         if self.scalars is not None:
             self.scalars.close(test_scores.score(), test_scores.mean_score())
@@ -412,6 +423,7 @@ def round_line(report: RoundReport, ledger: Ledger) -> dict[str, Any]:
         "failures": sum(report.failure_causes.values()),
         "failure_causes": report.failure_causes,
         "failed": list(report.failed),
+        "lost": {str(client_id): cause for client_id, cause in report.lost.items()},
         "retries": report.retries,
         "cohort": list(report.cohort),
         "states_lost": list(report.states_lost),

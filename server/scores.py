@@ -5,13 +5,15 @@ beside it; the mean score is the mean over tasks. Fractions, or correlations fro
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fedmask.errors import RejectedMessage
 from fedmask.tasks.metrics import METRICS
+from server.members import Member
 
 MAX_COUNTS = 8
 """Numbers in a metric's counts; a client's list may be of any length."""
@@ -29,12 +31,15 @@ class ClientScore:
     """On that split weighted to the client's own label mix."""
     majority_score: float
     """Of always guessing the client's majority label, weighted likewise."""
+    num_examples: int
+    """That the client trains on."""
 
     @classmethod
-    def of(cls, client_id: int, task: str, metric: str, counts: Mapping[str, object]) -> "ClientScore":
+    def of(cls, member: Member, counts: Mapping[str, object]) -> "ClientScore":
         """Raises RejectedMessage for counts that cannot be counted or give no score."""
-        values = [_score(metric, name, counts.get(name)) for name in ("counts", "own-counts", "majority-counts")]
-        return cls(client_id, task, *values)
+        names = ("counts", "own-counts", "majority-counts")
+        score, own_score, majority_score = (_score(member.metric, name, counts.get(name)) for name in names)
+        return cls(member.client_id, member.task, score, own_score, majority_score, member.num_examples)
 
 
 def _score(metric: str, name: str, counts: object) -> float:
@@ -76,6 +81,20 @@ class Scores:
         """Mean over tasks; None where no client was scored."""
         by_task = self.score()
         return _mean(list(by_task.values())) if by_task else None
+
+    def lines(self, server_round: int, split: str) -> Iterator[dict[str, Any]]:
+        """A line of clients.jsonl a client, in the order of the clients."""
+        for client in self.clients:
+            yield {
+                "round": server_round,
+                "split": split,
+                "client": client.client_id,
+                "task": client.task,
+                "score": client.score,
+                "own_score": client.own_score,
+                "majority_score": client.majority_score,
+                "num_examples": client.num_examples,
+            }
 
     def _by_task(self, of: Callable[[ClientScore], float], over: Callable[[list[float]], float]) -> dict[str, float]:
         values: dict[str, list[float]] = defaultdict(list)

@@ -55,6 +55,8 @@ class RoundReport:
     failure_causes: dict[str, int]
     failed: tuple[int, ...]
     """client_ids with at least one failure, ascending."""
+    lost: Mapping[int, str]
+    """By client_id, ascending, the last cause for those of whom no update was accepted, or no score came."""
     train_loss: float
     scores: Scores
     """On the validation split."""
@@ -121,7 +123,8 @@ class MaskedAveraging(Strategy):
         self._exchange = Exchange(settings, mask, ledger, observer)
         self._losses = RoundLosses()
         self._failures: Counter[str] = Counter()
-        self._failed: set[int] = set()
+        self._failed: dict[int, str] = {}
+        """By client_id the last cause of a failure in this round."""
         self._drawn: set[int] = set()
         self._state_rounds: dict[int, int] = {}
         """By client_id the last round in which its reply was accepted: which of its own states it goes on from."""
@@ -131,6 +134,8 @@ class MaskedAveraging(Strategy):
         self.state = GlobalState(np.zeros(mask.num_selected if mask is not None else 0, np.float32))
         self.test_scores = Scores(())
         self.test_failure_causes: dict[str, int] = {}
+        self.lost_on_test: dict[int, str] = {}
+        """By client_id why one that took part has no test score."""
 
     @property
     def num_never_drawn(self) -> int:
@@ -287,6 +292,7 @@ class MaskedAveraging(Strategy):
                     cohort=tuple(self._cohort(server_round)),
                     failure_causes=dict(self._failures),
                     failed=tuple(sorted(self._failed)),
+                    lost=self._lost(server_round, scores if is_scored else None),
                     train_loss=float(train_metrics["train-loss"]),  # type: ignore[arg-type]
                     scores=scores,
                     states_lost=tuple(sorted(self._states_lost)),
@@ -299,12 +305,23 @@ class MaskedAveraging(Strategy):
             self._score_on_test(grid, num_rounds, timeout)
         return result
 
+    def _lost(self, server_round: int, scores: Scores | None) -> dict[int, str]:
+        """Of the round's cohort. scores: None where nobody was to be scored."""
+        cohort = self._cohort(server_round)
+        kept = {client_id for client_id in cohort if self._state_rounds.get(client_id) == server_round}
+        if scores is not None:
+            kept &= {client.client_id for client in scores.clients}
+        return {client_id: self._failed[client_id] for client_id in cohort if client_id not in kept}
+
     def _score_on_test(self, grid: Grid, server_round: int, timeout: float) -> None:
         self._failures.clear()
+        self._failed.clear()
         requests = self._score_requests(server_round, sorted(self._drawn), "test")
         replies = self._replies(grid, server_round, "evaluate", requests, timeout, "test")
         self.test_scores = self._scores(server_round, replies)
         self.test_failure_causes = dict(self._failures)
+        scored = {client.client_id for client in self.test_scores.clients}
+        self.lost_on_test = {client_id: self._failed[client_id] for client_id in sorted(self._drawn - scored)}
 
     @staticmethod
     def _evaluate_on_server(
@@ -476,7 +493,7 @@ class MaskedAveraging(Strategy):
             member = self._exchange.member_of(reply)
             try:
                 counts = _facts_of_answer(reply)
-                scores.append(ClientScore.of(member.client_id, member.task, member.metric, counts))
+                scores.append(ClientScore.of(member, counts))
             except RejectedMessage as rejection:
                 self._reject(server_round, reply, rejection)
         return Scores(tuple(scores))
@@ -556,7 +573,7 @@ class MaskedAveraging(Strategy):
     def _fail(self, server_round: int, client_id: int, rejection: RejectedMessage) -> None:
         self._failures[rejection.cause] += 1
         if client_id != UNKNOWN_CLIENT:
-            self._failed.add(client_id)
+            self._failed[client_id] = f"{rejection.cause}: {rejection}"
         self._observer.client_failed(server_round, client_id, rejection.cause, str(rejection))
 
 

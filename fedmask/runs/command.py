@@ -12,8 +12,9 @@ from fedmask.runs.other_words import as_key
 
 _HELP = ("--help", "-h", "help")
 
-MISUSED, STOPPED = 2, 130
-"""Exit codes: for what a person has to mend; for Ctrl-C, as shells have it."""
+UNSCORED, MISUSED, STOPPED = 1, 2, 130
+"""Exit codes: for a run that came to its end and has no score; for what a person has to mend; for Ctrl-C, as shells
+have it."""
 
 
 def exit_code(work: Callable[[], int | None], when_stopped: str = "stopped") -> int:

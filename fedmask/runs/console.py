@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fedmask.runs.outcome import lost_lines
 from fedmask.wire.ledger import UNKNOWN_CLIENT, Ledger
 
 console = Console(highlight=False, soft_wrap=True)
@@ -103,7 +104,7 @@ def _table(title: str, summaries: Mapping[str, Mapping[str, Any]], figure: str, 
 
 def left_out_lines(summary: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
     """What the scores do not cover."""
-    lines = []
+    lines = lost_lines(summary)
     if number := summary["clients_never_drawn"]:
         lines.append(f"{number} clients were never drawn and are left out of the scores")
     if missing := [task for task in tasks if task not in summary["score"]]:

@@ -2,6 +2,7 @@
 
 config.yaml         the configuration, composes back
 rounds.jsonl        a line a round, written when the round ends
+clients.jsonl       a line a client and scoring: on the validation split by round, on the test split at the end
 communication.jsonl a line a message and kind: the ledger
 clients/            what stays on the clients of a simulation, heads among it
 checkpoints/        the server after each of the last two rounds; `resume` goes on from there
@@ -32,6 +33,7 @@ from fedmask.runs.config import RunConfig, from_yaml, to_dict
 from fedmask.wire.ledger import LedgerLine
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
+CLIENT_SCORES = "clients.jsonl"
 ADAPTER, SUMMARY, CLIENTS, COMPARE = "adapter.safetensors", "summary.json", "clients", "compare"
 REPORT, TENSORBOARD, CHECKPOINTS, RESUMES = "report.html", "tensorboard", "checkpoints", "resumes.jsonl"
 _ALL = (
@@ -40,6 +42,7 @@ _ALL = (
     CONFIG,
     ROUNDS,
     COMMUNICATION,
+    CLIENT_SCORES,
     ADAPTER,
     CLIENTS,
     TENSORBOARD,
@@ -47,7 +50,9 @@ _ALL = (
     CHECKPOINTS,
     RESUMES,
 )
-_GROWING = (ROUNDS, COMMUNICATION)
+_GROWING = (ROUNDS, COMMUNICATION, CLIENT_SCORES)
+_ADDED_LATER = {CLIENT_SCORES: 0}
+"""Growing files of which the checkpoint of an older run does not know, and how long each was then."""
 
 
 def default_output(config: RunConfig, now: datetime) -> str:
@@ -139,8 +144,9 @@ class RunFolder:
         # In this order: a kill in between leaves a run that is not finished, and goes on when it is resumed.
         self._write_config(config)
         _remove(self.path / SUMMARY)
+        lengths = _ADDED_LATER | dict(checkpoint.file_bytes)
         for name in _GROWING:
-            _cut(self.path / name, checkpoint.file_bytes[name])
+            _cut(self.path / name, lengths[name])
         _remove(self._replaced)
         remove_scraps(self.path)
         remove_scraps(self.checkpoints)
@@ -195,18 +201,24 @@ class RunFolder:
         _append(self.path / ROUNDS, [line])
         _remove(self._replaced)
 
+    def add_client_scores(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        _append(self.path / CLIENT_SCORES, lines)
+
     def add_communication(self, lines: Iterable[Mapping[str, Any]]) -> None:
         _append(self.path / COMMUNICATION, lines)
 
     def communication(self) -> Iterator[LedgerLine]:
         """The ledger's lines. Raises FedmaskError for what is none."""
-        path = self.path / COMMUNICATION
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield LedgerLine(**json.loads(line))
-                except (TypeError, ValueError) as error:
-                    raise FedmaskError(f"{path}: line {number} is none of the ledger's ({error})") from error
+        for number, line in enumerate(read_lines(self.path / COMMUNICATION), 1):
+            try:
+                yield LedgerLine(**line)
+            except TypeError as error:
+                where = f"{self.path / COMMUNICATION}: line {number}"
+                raise FedmaskError(f"{where} is none of the ledger's ({error})") from error
+
+    def rounds(self) -> Iterator[dict[str, Any]]:
+        """The lines of the rounds that have ended. Raises FedmaskError for what is none."""
+        return read_lines(self.path / ROUNDS)
 
     def file_bytes(self) -> dict[str, int]:
         """How long the files are that grow from round to round."""
@@ -249,6 +261,19 @@ def holds_run(path: Path) -> bool:
     return True
 
 
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file with one a line. Raises FedmaskError for what is none."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                found = None
+            if not isinstance(found, dict):
+                raise FedmaskError(f"{path}: damaged, line {number} is no JSON object")
+            yield found
+
+
 def _cut(path: Path, length: int) -> None:
     """Cut a file off where it was `length` bytes long. Raises FedmaskError where it is shorter."""
     found = path.stat().st_size if path.exists() else 0
@@ -257,6 +282,7 @@ def _cut(path: Path, length: int) -> None:
             f"{path}: has {found} bytes, the checkpoint is of a run whose {path.name} had {length}; put the whole file "
             "back, or start again with overwrite=true"
         )
+    path.touch()
     os.truncate(path, length)
 
 

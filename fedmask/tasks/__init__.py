@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fedmask.errors import FedmaskError
+from fedmask.tasks.labels import in_line
 
 if TYPE_CHECKING:
     from fedmask.tasks.task import Split, Task
@@ -136,7 +137,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _check_distinct(names: Sequence[str]) -> None:
     """Scores and seeds go by a task's name."""
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted({in_line(name) for name in names if names.count(name) > 1})
     if repeated:
         raise FedmaskError(f"data.tasks has {', '.join(repeated)} more than once: every task needs a name of its own")
 

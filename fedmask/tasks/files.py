@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedmask.errors import FedmaskError
 from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
+from fedmask.tasks.labels import in_line
 from fedmask.tasks.table import Form, Table, task_of
 from fedmask.tasks.task import SPLIT_NAMES, Task, check_name, unknown_task
 
@@ -31,7 +32,7 @@ class FileSource:
             raise FedmaskError(f"data={self.name} needs data.root=DIR, the folder that holds one folder a task")
         folder = Path(root)
         if not os.path.isdir(folder):  # noqa: PTH112 (without an error for a name that is too long)
-            raise FedmaskError(f"data.root={root}: no such folder")
+            raise FedmaskError(f"data.root={in_line(root)}: no such folder")
         if names is None:
             found = ", ".join(self._found(folder)) or "none"
             raise FedmaskError(f"data={self.name} needs data.tasks=[...]; {root} has: {found}")

@@ -17,6 +17,7 @@ import huggingface_hub.utils.logging as hub_logging
 
 from fedmask.errors import FedmaskError, cause_line
 from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
+from fedmask.tasks.labels import in_line
 from fedmask.tasks.table import USUAL_LABEL, Form, Table, task_of
 from fedmask.tasks.task import SPLIT_NAMES, Task, check_name, unknown_task
 
@@ -59,7 +60,7 @@ def stamp(root: str | None, names: Sequence[str] | None) -> Stamp:
 
 def _read_folder(root: Path, name: str) -> Mapping[str, datasets.Dataset]:
     if not root.is_dir():
-        raise FedmaskError(f"data.root={root}: no such folder")
+        raise FedmaskError(f"data.root={in_line(str(root))}: no such folder")
     if not any((root / name / marker).is_file() for marker in _MARKERS):
         found = {path.parent for marker in _MARKERS for path in root.rglob(marker)}
         sets = [path.relative_to(root).as_posix() for path in found if path.parent not in found]

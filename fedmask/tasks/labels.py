@@ -77,3 +77,8 @@ def listed(names: Sequence[str]) -> str:
     """Names for a line, the first of many."""
     more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
     return ", ".join(names[:SHOWN_CLASSES]) + more
+
+
+def in_line(text: str) -> str:
+    """A text as it was written, for a line; in quotes where that would break the line."""
+    return text if text.isprintable() else repr(text)

@@ -18,6 +18,7 @@ from types import ModuleType
 
 from fedmask.errors import FedmaskError
 from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
+from fedmask.tasks.labels import in_line
 from fedmask.tasks.task import Task, unknown_task
 
 _OURS = ("__main__", "fedmask", "server", "client", "scripts")
@@ -34,7 +35,7 @@ def load(root: str | None, names: Sequence[str] | None, reading: Reading = AS_FO
         raise FedmaskError('data=python needs data.root=FOLDER and data.tasks=["module:attribute"]')
     folder = Path(root)
     if not folder.is_dir():
-        raise FedmaskError(f"data.root={root}: no such folder")
+        raise FedmaskError(f"data.root={in_line(root)}: no such folder")
     wanted = [_parts(name) for name in names]
     with _importable(folder), _noting_files(folder) as files:
         modules = {name: _run(folder, name) for name in dict.fromkeys(module for module, _ in wanted)}

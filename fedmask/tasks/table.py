@@ -76,7 +76,7 @@ class Table:
         by_name = dict(zip(names, columns, strict=True))
         return cls(place, names, by_name.__getitem__, len(rows), where)
 
-    def column(self, name: str, key: str) -> Sequence[Any]:
+    def check(self, name: str, key: str) -> None:
         """key: by which a column can be named. Raises FedmaskError where it is not there, or is there twice."""
         if name not in self.names:
             there = names_of.listed([entry for entry in self.names if entry])
@@ -86,7 +86,6 @@ class Table:
                 f"{self.place}: the column {name!r} stands there {'twice' if number == 2 else f'{number} times'}; "
                 "leave one, or give them names of their own"
             )
-        return self.values(name)
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,8 @@ def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form
     label = reading.label or USUAL_LABEL
     if label in texts:
         raise FedmaskError(f"{tables['train'].place}: the column {label!r} cannot be both text and label")
-    tables["train"].column(label, "data.label")
+    for split, table in tables.items():
+        _check_columns(table, texts, label, form, is_train=split == "train")
     notes: list[str] = []
     rows = {split: _rows(table, label) for split, table in tables.items()}
     train = _with_labels(rows["train"], "train", form, notes)
@@ -165,7 +165,7 @@ def _text_columns(train: Table, reading: Reading, form: Form) -> tuple[str, ...]
         if set(usual) <= set(train.names):
             return usual
     if len(names := {entry[0] for entry in form.usual_texts}) == 1:
-        train.column(names.pop(), "data.text")
+        train.check(names.pop(), "data.text")
     known = ", ".join("+".join(usual) for usual in form.usual_texts)
     raise FedmaskError(
         f"{train.place}: no text column among {names_of.listed(train.names)}; known are {known}; name another with "
@@ -173,9 +173,20 @@ def _text_columns(train: Table, reading: Reading, form: Form) -> tuple[str, ...]
     )
 
 
+def _check_columns(table: Table, texts: Sequence[str], label: str, form: Form, is_train: bool) -> None:
+    """Raises FedmaskError for a column that is read and lacks, or is there twice; labels may lack but in train."""
+    if label not in table.names and not is_train:
+        return
+    for name, key in zip(texts, ("data.text", "data.text_b"), strict=False):
+        table.check(name, key)
+    table.check(label, "data.label")
+    if form.domain is not None and form.domain in table.names:
+        table.check(form.domain, "")
+
+
 def _rows(table: Table, label: str) -> _Rows:
     """All rows; without labels where there is no such column."""
-    values = table.column(label, "data.label") if label in table.names else [None] * table.num_rows
+    values = table.values(label) if label in table.names else [None] * table.num_rows
     return _Rows(table, np.arange(table.num_rows), _label_values(values))
 
 
@@ -204,16 +215,16 @@ def _with_labels(found: _Rows, split: str, form: Form, notes: list[str]) -> _Row
 
 
 def _split(found: _Rows, texts: tuple[str, ...], targets: np.ndarray, form: Form) -> Split:
-    columns = [_texts(found, name, key) for name, key in zip(texts, ("data.text", "data.text_b"), strict=False)]
+    columns = [_texts(found, name) for name in texts]
     domains = None
     if form.domain is not None and form.domain in found.table.names:
-        values = found.table.column(form.domain, "")
+        values = found.table.values(form.domain)
         domains = tuple("" if values[row] is None else str(values[row]) for row in found.rows)
     return Split(columns[0], columns[1] if len(columns) == 2 else None, targets, domains)
 
 
-def _texts(found: _Rows, name: str, key: str) -> tuple[str, ...]:
-    values = found.table.column(name, key)
+def _texts(found: _Rows, name: str) -> tuple[str, ...]:
+    values = found.table.values(name)
     for row in found.rows:
         check_text(values[row], found.table.where(int(row)))
     return tuple(values[row] for row in found.rows)
@@ -243,7 +254,13 @@ def _classes(
                 "name them with data.classes="
             )
         return None
-    return class_names(train.labels, metric, train.where)
+    classes = class_names(train.labels, metric, train.where)
+    if len(classes) < 2:
+        raise FedmaskError(
+            f"task {name}: needs at least two distinct classes, and has {names_of.listed(classes)}; where other "
+            "clients have more, name all of them with data.classes="
+        )
+    return classes
 
 
 def _are_numbers(labels: Sequence[Any]) -> bool:

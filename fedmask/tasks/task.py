@@ -217,7 +217,11 @@ def _no_class(name: str, classes: Sequence[str], source: str) -> str:
         return (
             f"label {names_of.shown(name)} is not a class of {source}: {both} differ in {what} only; write them alike"
         )
-    return f"label {names_of.shown(name)} is not a class of {source}; the classes are {names_of.listed(classes)}"
+    close = difflib.get_close_matches(name, classes, n=1)
+    # Letters of other alphabets may look the same.
+    unlike = f", {name!a} is not {close[0]!a}" if close and not f"{name}{close[0]}".isascii() else ""
+    known = f"the classes are {names_of.listed(classes)}"
+    return f"label {names_of.shown(name)} is not a class of {source}{unlike}; {known}"
 
 
 def class_names(labels: Sequence[Any], metric: str | None, place: Callable[[int], str]) -> tuple[str, ...]:

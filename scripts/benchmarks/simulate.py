@@ -149,6 +149,9 @@ def _introduce(message: Message, context: Context) -> Message:
         "mask-digest": _mask().digest,
         "head-layout": "0" * 64,
         "head-size": 1,
+        "num-classes": 0,
+        "classes-digest": "0" * 16,
+        "num-examples": 1,
         "data-digest": "0" * 16,
     }
     return Message(pack(facts=facts), reply_to=message)

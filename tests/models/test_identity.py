@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModel, AutoTokenizer, CanineTokenizer, EsmTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AlbertTokenizer,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CanineTokenizer,
+    DebertaTokenizer,
+    DebertaV2Tokenizer,
+    EsmTokenizer,
+    MPNetTokenizer,
+    PreTrainedTokenizerBase,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from fedmask.errors import InputsMismatchError
@@ -277,6 +291,57 @@ def test_of_a_tokenizer_use_names_and_unset_options_change_nothing(tmp_path: Pat
             return getattr(small(), name)
 
     assert tokenizer_digest(OfTomorrow()) == expected  # type: ignore[arg-type]
+
+
+LETTERS = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789,.!?'")
+MERGED = ["\u0120", *LETTERS, "ab", "th", "the", "\u0120the"]
+MERGES = [("a", "b"), ("t", "h"), ("th", "e"), ("\u0120", "the")]
+PIECES = [("\u2581", -2.0), *((letter, -3.0) for letter in LETTERS), ("\u2581the", -1.5)]
+
+
+def _numbered(*specials: str, words: list[str] = LETTERS) -> dict[str, int]:
+    return {word: number for number, word in enumerate([*specials, *words])}
+
+
+def _scored(*specials: str) -> list[tuple[str, float]]:
+    return [*((special, 0.0) for special in specials), *PIECES]
+
+
+FAST: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
+    "mpnet": lambda: MPNetTokenizer(vocab=_numbered("<s>", "<pad>", "</s>", "[UNK]", "<mask>")),
+    "roberta": lambda: RobertaTokenizer(
+        vocab=_numbered("<s>", "<pad>", "</s>", "<unk>", "<mask>", words=MERGED), merges=MERGES
+    ),
+    "deberta": lambda: DebertaTokenizer(
+        vocab=_numbered("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", words=MERGED), merges=MERGES
+    ),
+    "deberta-v2": lambda: DebertaV2Tokenizer(vocab=_scored("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")),
+    "xlm-roberta": lambda: XLMRobertaTokenizer(vocab=_scored("<s>", "<pad>", "</s>", "<unk>", "<mask>")),
+    "albert": lambda: AlbertTokenizer(vocab=_scored("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")),
+}
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_a_fast_tokenizer_of_any_kind_is_the_same_when_it_is_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    tokenizer = FAST[kind]()
+    expected = tokenizer_digest(tokenizer)
+    for number in range(2):
+        folder = tmp_path / str(number)
+        tokenizer.save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer_digest(tokenizer) == expected
+    assert len({tokenizer_digest(make()) for make in FAST.values()}) == len(FAST)
+
+
+def test_another_merge_or_score_is_another_tokenizer() -> None:
+    fewer = RobertaTokenizer(
+        vocab=_numbered("<s>", "<pad>", "</s>", "<unk>", "<mask>", words=MERGED), merges=MERGES[:-1]
+    )
+    assert tokenizer_digest(fewer) != tokenizer_digest(FAST["roberta"]())
+    specials = _scored("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    scored = [*specials[:-1], ("\u2581the", -9.0)]
+    assert tokenizer_digest(XLMRobertaTokenizer(vocab=scored)) != tokenizer_digest(FAST["xlm-roberta"]())
 
 
 def vocabulary_file(folder: Path, words: list[str]) -> str:

@@ -48,6 +48,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         "config.yaml",
         "rounds.jsonl",
         "communication.jsonl",
+        "clients.jsonl",
         "adapter.safetensors",
         "summary.json",
         "report.html",
@@ -108,7 +109,9 @@ def test_overwriting_replaces_the_runs_files_and_no_others(tmp_path: Path) -> No
     folder.begin(replace(CONFIG, seed=1))
     assert (tmp_path / "rounds.jsonl").read_text() == ""
     folder.add_round({"round": 1})
-    assert tree(tmp_path) == {"config.yaml", "rounds.jsonl", "communication.jsonl", "notes.txt", "data/train.tsv"}
+    assert tree(tmp_path) == {
+        *("config.yaml", "rounds.jsonl", "communication.jsonl", "clients.jsonl", "notes.txt", "data/train.tsv")
+    }
     assert from_yaml((tmp_path / "config.yaml").read_text()).seed == 1
     assert (tmp_path / "clients").is_dir()
     assert not any((tmp_path / name).exists() for name in ("compare", "report.html", "tensorboard"))
@@ -190,7 +193,7 @@ def test_once_a_round_has_ended_the_earlier_run_is_gone_and_this_one_stays(tmp_p
     folder.begin(CONFIG)
     folder.add_round({"round": 1})
     folder.abandon()
-    assert tree(tmp_path) == {"config.yaml", "rounds.jsonl", "communication.jsonl"}
+    assert tree(tmp_path) == {"config.yaml", "rounds.jsonl", "communication.jsonl", "clients.jsonl"}
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "clients/db", "summary.json"])
@@ -243,7 +246,7 @@ def test_a_line_that_is_none_of_the_ledgers_is_told(tmp_path: Path) -> None:
         list(folder.communication())
 
 
-@pytest.mark.parametrize("renames", [*range(3), 9])
+@pytest.mark.parametrize("renames", [*range(3), 10])
 def test_a_run_that_was_half_put_aside_for_another_is_not_taken_for_an_unfinished_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
@@ -251,7 +254,7 @@ def test_a_run_that_was_half_put_aside_for_another_is_not_taken_for_an_unfinishe
     begin_and_be_killed(tmp_path, replace(CONFIG, seed=1), monkeypatch, renames)
     folder = RunFolder(tmp_path, overwrite=False, resume=True)
     summary = folder.finished_before(rounds=1)
-    if renames < 9:
+    if renames < 10:
         assert summary == {"mean_score": 0.5}
     else:  # the other one had begun: it is the one to go on with, and it starts over
         assert summary is None
@@ -271,7 +274,7 @@ def test_an_overwriting_run_that_was_killed_just_after_its_first_round_is_replac
 
 
 def begin_and_be_killed(folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
-    """A run that is killed after so many files of the run before it were put aside; after nine it has begun."""
+    """A run that is killed after so many files of the run before it were put aside; after ten it has begun."""
     rename, left = Path.rename, [renames]
 
     def killed(source: Path, target: Path) -> Path:
@@ -280,12 +283,12 @@ def begin_and_be_killed(folder: Path, config: RunConfig, monkeypatch: pytest.Mon
         left[0] -= 1
         return rename(source, target)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) if renames < 9 else nullcontext():
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) if renames < 10 else nullcontext():
         patched.setattr(Path, "rename", killed)
         RunFolder(folder, overwrite=True).begin(config)
 
 
-@pytest.mark.parametrize("renames", range(10))
+@pytest.mark.parametrize("renames", range(11))
 def test_a_kill_while_putting_a_run_aside_loses_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:

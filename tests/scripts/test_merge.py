@@ -196,11 +196,8 @@ def test_an_existing_output_is_refused_and_left_alone(
 def test_another_base_is_refused_with_nothing_left(
     tiny: BaseModel, script: ModuleType, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    tiny.encoder.save_pretrained(other)  # type: ignore[operator]
-    tiny.tokenizer.save_pretrained(other)
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    other = folder_of(tiny, tmp_path / "other")
+    flip_a_bit(other)
     line = refused(
         script, [f"adapter={inputs}/adapter.safetensors", f"model.path={other}"], tmp_path / "a" / "merged", capsys
     )
@@ -549,6 +546,7 @@ def test_what_the_library_cannot_write_is_one_line_and_a_fault_of_our_own_is_not
     for module, name in (
         (fedmask.merged.folder, "_describe"),
         (fedmask.merged.folder, "_same_bits"),
+        (fedmask.merged.folder, "differences"),
         (fedmask.merged.fit, "check_inputs"),
     ):
         with monkeypatch.context() as patch:

@@ -48,6 +48,7 @@ def test_what_a_run_leaves_and_nothing_else(plain_run: Run) -> None:
         "config.yaml",
         "rounds.jsonl",
         "communication.jsonl",
+        "clients.jsonl",
         "adapter.safetensors",
         "summary.json",
         "report.html",
@@ -307,9 +308,14 @@ def test_flowers_server_app_runs_the_overrides_it_is_given(
         ("workers=2", ["workers=2: flwr run says how many clients work at once; leave it out"]),
         ("output='a b", ["hydra=output='a b: No closing quotation"]),
         ("rouns=3", ["rouns=3: no such key; did you mean rounds?"]),
+        ("data=tsv data.root=~/gone data.tasks=[a]", ["data.root=/home/me/gone: there is no such folder"]),
+        ("--rounds 3", ["--rounds 3: must be key=value; --help lists all keys; write rounds=3"]),
     ],
 )
-def test_what_flower_cannot_start_is_told_in_lines(overrides: str, faults: list[str]) -> None:
+def test_what_flower_cannot_start_is_told_in_lines(
+    overrides: str, faults: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
     with pytest.raises(FedmaskError) as caught:
         start(overrides)
     assert str(caught.value).splitlines() == faults

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from fedmask.runs.report import write_report
 Run = Any
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome installed")
+BY_TASK, AGAINST_BYTES = "Validation score by task and round", "Validation score against cumulative wire bytes"
+SPREAD, GAINS = "Clients' scores on test, sorted, by task", "Clients' gains over training alone, sorted"
 VOID = {"meta", "br", "hr", "link", "img", "input"}
 
 
@@ -64,6 +67,9 @@ class Page(HTMLParser):
             assert name is not None
             assert value is not None
             assert self.figures.setdefault(name, (value, data)) == (value, data)
+
+    def plot(self, label: str) -> str:
+        return next(svg for svg in self.svgs if f'aria-label="{escape(label)}"' in svg)
 
     def table(self, first_cell: str) -> list[list[str]]:
         return next(table for table in self.tables if table[0][:1] == [first_cell])
@@ -157,7 +163,7 @@ def test_a_browser_shows_the_figures_of_the_summary(compared_run: Run, tmp_path:
     check_figures(shown, compared_run.folder)
     assert shown.figures == written.figures
     assert shown.tables == written.tables
-    assert len(shown.svgs) == len(written.svgs) == 4
+    assert len(shown.svgs) == len(written.svgs) == 7
 
 
 @needs_chromium
@@ -247,18 +253,30 @@ def test_a_baseline_stands_beside_the_run(compared_run: Run, plain_run: Run) -> 
     page = read(report(compared_run))
     assert page.table("task")[0] == ["task", "federated", "worst client", "frozen", "worst client"]
     assert page.table("task")[-1][0] == "mean over tasks"
-    against_bytes = page.svgs[1]
+    against_bytes = page.plot(AGAINST_BYTES)
     assert against_bytes.count("stroke-dasharray") == 1
     assert read(report(plain_run)).table("task")[0] == ["task", "federated", "worst client"]
-    assert "stroke-dasharray" not in read(report(plain_run)).svgs[1]
+    assert "stroke-dasharray" not in read(report(plain_run)).plot(AGAINST_BYTES)
 
 
 def test_rounds_without_scores_are_left_out_of_the_plots(compared_run: Run, plain_run: Run) -> None:
     assert [line["mean_score"] is None for line in compared_run.rounds] == [True, False, False]
-    by_task, against_bytes = read(report(compared_run)).svgs[:2]
     points = sum(len(line["score"]) for line in compared_run.rounds)
-    assert (by_task.count("<use"), against_bytes.count("<use")) == (points, 2)
-    assert [svg.count("<use") for svg in read(report(plain_run)).svgs[:2]] == [2 * 2, 2]
+    assert points_of(compared_run, BY_TASK, AGAINST_BYTES) == [points, 2]
+    assert points_of(plain_run, BY_TASK, AGAINST_BYTES) == [2 * 2, 2]
+
+
+def points_of(run: Run, *labels: str) -> list[int]:
+    page = read(report(run))
+    return [page.plot(label).count("<use") for label in labels]
+
+
+def test_loss_and_scores_by_round_stand_beside_the_baselines(compared_run: Run, plain_run: Run) -> None:
+    beside = "Validation score by round, beside the baselines"
+    # Of the run 2 rounds were scored, of the baseline all 3.
+    assert points_of(compared_run, "Training loss by round", beside) == [3 + 3, 2 + 3]
+    assert points_of(plain_run, "Training loss by round") == [2]
+    assert not any(beside in svg for svg in read(report(plain_run)).svgs)
 
 
 def test_without_a_test_split_it_says_so(federate: Callable[..., Run]) -> None:
@@ -273,6 +291,101 @@ def test_under_label_skew_the_own_mix_stands_beside(federate: Callable[..., Run]
     assert page.table("task")[0] == ["task", "federated", "worst client", "own mix", "majority label"]
     check_figures(page, run.folder)
     assert {"own_score.first", "own_majority_score.second"} <= page.figures.keys()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Every client
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def beside_alone(federate: Callable[..., Run]) -> Run:
+    run = federate("compare=[alone]", "clients=6", "data.partition=dirichlet")
+    federate("baseline=alone", "clients=6", "data.partition=dirichlet", output=run.folder / "compare" / "alone")
+    write_report(run.folder)
+    return run
+
+
+def scores_on_test(folder: Path) -> dict[int, dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+    return {line["client"]: line for line in lines if line["split"] == "test"}
+
+
+def test_the_spread_the_worst_and_the_best_are_shown_by_task(beside_alone: Run) -> None:
+    page, scores = read(report(beside_alone)), scores_on_test(beside_alone.folder)
+    alone = scores_on_test(beside_alone.folder / "compare" / "alone")
+    table = next(table for table in page.tables if "worst" in table[0])
+    assert table[0] == ["task", "clients", "worst", "median", "best", "better off than alone", "worse off"]
+    assert len(table) == 3
+    for task, number, worst, middle, best, better, worse in table[1:]:
+        of_task = sorted((line for line in scores.values() if line["task"] == task), key=lambda line: line["score"])
+        assert int(number) == len(of_task)
+        assert middle == f"{statistics.median(line['score'] for line in of_task):.3f}"
+        for shown, line in ((worst, of_task[0]), (best, of_task[-1])):
+            score, client = re.fullmatch(r"(\S+) \(client (\d+)\)", shown).groups()  # type: ignore[union-attr]
+            assert scores[int(client)]["score"] == line["score"] == pytest.approx(float(score), abs=6e-4)
+        gains = [line["score"] - alone[line["client"]]["score"] for line in of_task]
+        assert (int(better), int(worse)) == (sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))
+    assert points_of(beside_alone, SPREAD, GAINS) == [6, 6]
+
+
+def test_those_who_are_worse_off_than_alone_are_named(beside_alone: Run) -> None:
+    scores, alone = scores_on_test(beside_alone.folder), scores_on_test(beside_alone.folder / "compare" / "alone")
+    worse = [client for client, line in scores.items() if line["score"] < alone[client]["score"]]
+    text = read(report(beside_alone)).text
+    assert (f"Worse off than alone: {len(worse)} clients ({', '.join(map(str, worse))})." in text) == bool(worse)
+    assert ("No client is worse off than alone." in text) == (not worse)
+
+
+def test_each_client_has_a_row_with_what_it_scores_alone(beside_alone: Run) -> None:
+    scores, alone = scores_on_test(beside_alone.folder), scores_on_test(beside_alone.folder / "compare" / "alone")
+    table = next(table for table in read(report(beside_alone)).tables if table[0][:2] == ["task", "client"])
+    assert table[0] == ["task", "client", "score", "own mix", "alone", "training examples"]
+    assert sorted(table[1:], key=lambda row: int(row[1])) == [
+        [
+            line["task"],
+            str(client),
+            f"{line['score']:.3f}",
+            f"{line['own_score']:.3f}",
+            f"{alone[client]['score']:.3f}",
+            str(line["num_examples"]),
+        ]
+        for client, line in scores.items()
+    ]
+
+
+def test_of_many_clients_the_worst_and_the_best_are_listed(
+    plain_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(plain_run.folder, tmp_path / "run")
+    (line, *_) = scores_on_test(plain_run.folder).values()
+    many = [line | {"client": number, "score": number / 1000, "task": "first"} for number in range(1000)]
+    (tmp_path / "run" / "clients.jsonl").write_text("".join(json.dumps(each) + "\n" for each in many))
+    page = read(write_report(tmp_path / "run").read_text())
+    table = next(table for table in page.tables if table[0][:2] == ["task", "client"])
+    assert [row[1] for row in table[1:]] == [
+        *map(str, range(10)),
+        "980 more in between",
+        *map(str, range(990, 1000)),
+    ]
+    assert page.plot(SPREAD).count("<use") <= 40
+    assert len(page.plot(SPREAD)) < 20_000
+
+
+def test_a_run_of_a_version_that_kept_no_clients_scores_has_a_page_too(plain_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(plain_run.folder, tmp_path / "run")
+    (tmp_path / "run" / "clients.jsonl").unlink()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for key in ("lost_clients", "lost_on_test", "unscored"):
+        del summary[key]
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    assert "of a version that kept no client's score" in read(write_report(tmp_path / "run").read_text()).text
+
+
+def test_without_a_test_split_the_last_scored_rounds_clients_stand_there(federate: Callable[..., Run]) -> None:
+    page = read(report(federate("score_test=false", "rounds=3", "score_every=2", "clients_per_round=3")))
+    assert "On the validation split, after round 3;" in page.text
+    assert "Clients' scores on validation, sorted, by task" in "".join(page.svgs).replace("&#x27;", "'")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -314,10 +427,10 @@ def test_clients_that_were_never_drawn_are_named(federate: Callable[..., Run]) -
 
 
 def test_many_clients_are_counted_by_round(compared_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedmask.runs.report.MAX_GRID_CLIENTS", 3)
+    monkeypatch.setattr("fedmask.runs.report.participation.MAX_GRID_CLIENTS", 3)
     shutil.copytree(compared_run.folder, tmp_path / "run")
     page = read(write_report(tmp_path / "run").read_text())
-    assert len(page.svgs) == 5
+    assert len(page.svgs) == 8
     assert "clients, of 4" in page.text
     assert not any(table[0][:1] == ["client"] for table in page.tables)
 

@@ -6,12 +6,17 @@ import pytest
 from flwr.app import MetricRecord
 
 from fedmask.errors import RejectedMessage
+from server.members import Member
 from server.scores import ClientScore, Scores
+
+
+def member(client_id: int, task: str, metric: str = "accuracy") -> Member:
+    return Member(client_id, 7, task, metric, "0" * 64, 130, 2, "0" * 16, num_examples=20, data_digest="0" * 16)
 
 
 def scored(client_id: int, task: str, correct: int, own: int = 0, majority: int = 0, total: int = 10) -> ClientScore:
     counts = {"counts": [correct, total], "own-counts": [own, total], "majority-counts": [majority, total]}
-    return ClientScore.of(client_id, task, "accuracy", MetricRecord(counts))
+    return ClientScore.of(member(client_id, task), MetricRecord(counts))
 
 
 SCORES = Scores((scored(0, "b", 5, 7, 2), scored(1, "a", 10, 8, 3), scored(2, "b", 8, 4, 6), scored(3, "b", 5, 1, 1)))
@@ -23,7 +28,7 @@ def test_a_client_is_scored_by_its_tasks_metric() -> None:
     assert (client.score, client.own_score, client.majority_score) == (0.6, 0.7, 0.5)
     tp, fp, fn = 3.0, 1.0, 2.0
     counts = MetricRecord({name: [tp, fp, fn] for name in ("counts", "own-counts", "majority-counts")})
-    assert ClientScore.of(0, "mrpc", "f1", counts).score == 2 * tp / (2 * tp + fp + fn)
+    assert ClientScore.of(member(0, "mrpc", "f1"), counts).score == 2 * tp / (2 * tp + fp + fn)
 
 
 def test_a_tasks_score_is_the_mean_over_its_clients() -> None:
@@ -42,6 +47,21 @@ def test_every_task_weighs_the_same_in_the_mean() -> None:
 
 def test_tasks_come_in_sorted_order() -> None:
     assert list(SCORES.score()) == ["a", "b"]
+
+
+def test_each_client_has_a_line_in_the_order_of_the_clients() -> None:
+    lines = list(SCORES.lines(3, "validation"))
+    assert [line["client"] for line in lines] == [0, 1, 2, 3]
+    assert lines[0] == {
+        "round": 3,
+        "split": "validation",
+        "client": 0,
+        "task": "b",
+        "score": 0.5,
+        "own_score": 0.7,
+        "majority_score": 0.2,
+        "num_examples": 20,
+    }
 
 
 def test_no_client_has_no_mean() -> None:
@@ -73,7 +93,7 @@ def test_counts_that_give_no_score_are_rejected(counts: object, cause: str, name
     if counts is not None:
         record[name] = counts  # type: ignore[assignment]
     with pytest.raises(RejectedMessage) as caught:
-        ClientScore.of(0, "sst2", "accuracy", MetricRecord(record))
+        ClientScore.of(member(0, "sst2"), MetricRecord(record))
     assert caught.value.cause == cause
     assert str(caught.value).startswith(f"{name} ")
 
@@ -82,4 +102,4 @@ def test_counts_that_give_no_score_are_rejected(counts: object, cause: str, name
 def test_counts_of_another_length_are_rejected(counts: object) -> None:
     record = MetricRecord(dict.fromkeys(("counts", "own-counts", "majority-counts"), counts))  # type: ignore[arg-type]
     with pytest.raises(RejectedMessage, match="are no counts of f1"):
-        ClientScore.of(0, "mrpc", "f1", record)
+        ClientScore.of(member(0, "mrpc", "f1"), record)
