@@ -16,7 +16,8 @@ from fedmask.errors import FedmaskError
 CHUNK_ENTRIES = 1 << 18
 """Entries looked at together: small enough for a core's cache, large enough that the loop costs nothing."""
 
-_INTEGERS_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes a value takes, the integers that show its bits."""
 
 
 def base_digest(model: nn.Module, look: Callable[[str, Tensor], None] | None = None) -> str:
@@ -32,7 +33,7 @@ def base_digest(model: nn.Module, look: Callable[[str, Tensor], None] | None = N
         for chunk in logical_chunks(name, parameter):
             if look is not None:
                 look(name, chunk)
-            bits = chunk.view(_INTEGERS_OF_WIDTH[chunk.element_size()]).numpy()
+            bits = chunk.view(INTEGERS_OF_WIDTH[chunk.element_size()]).numpy()
             sha.update(bits.astype(bits.dtype.newbyteorder("<"), copy=False).data)
     return sha.hexdigest()
 

@@ -436,15 +436,20 @@ def test_zeros_that_the_smallest_magnitude_selects_are_told(dtype: str, caplog: 
     mask = select(model, density=30 / 75)
     assert exact_zeros(model, mask) == {"b": 20, "c": 3}
     assert caplog.messages == [
-        "rule pafi: 23 of the 30 selected entries (76.7%) are exactly zero in the base model, 20 of them in b. Zeros"
-        " are the smallest magnitudes there are, and a tensor or a layer of zeros trains badly or not at all: see that"
-        " the checkpoint is whole, or leave such tensors out: mask.exclude=['b']"
+        "rule pafi: 23 of the 30 selected entries (76.7%) are exactly zero in the base model, 20 of them in b, which is"
+        " 100% zeros: they come first in this rule, and a layer of zeros trains badly or not at all. See that the"
+        " checkpoint is whole, or leave such tensors out: mask.exclude=['b']"
     ]
     caplog.clear()
     assert mask.recipe is not None
     assert mask.recipe.rebuild(model) == mask  # every client does
     assert select(model, density=30 / 75, exclude=["[bc]"]).num_selected == 30
     assert not caplog.messages
+    select(model, density=30 / 75, exclude=["b"])
+    # No advice: a few zeros are weights like others.
+    assert caplog.messages == [
+        "rule pafi: 3 of the 30 selected entries (10%) are exactly zero in the base model, 3 of them in c"
+    ]
 
 
 @pytest.mark.parametrize("rule", ["largest", "random"])
