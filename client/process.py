@@ -259,11 +259,13 @@ def _tasks(data: DataConfig) -> tuple[Task, ...]:
     return held_tasks(data.source, data.root, data.tasks, reading)
 
 
-def forget_data() -> None:
-    """Hold no client's data any more, but those of runs and texts in memory."""
+def _forget() -> None:
     forget_tasks()
     _population.cache_clear()
     _own_clients.cache_clear()
+
+
+population.cache_clear = _forget  # type: ignore[attr-defined]  # as of any cached function
 
 
 def limit_memory(limit_bytes: int) -> None:

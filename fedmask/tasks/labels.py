@@ -76,7 +76,7 @@ def shown_both(one: str, other: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names for a line, the first of many."""
     more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
-    return ", ".join(names[:SHOWN_CLASSES]) + more
+    return ", ".join(map(in_line, names[:SHOWN_CLASSES])) + more
 
 
 def in_line(text: str) -> str:

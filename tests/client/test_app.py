@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel
 from fedmask.models.identity import inputs_digest
 from fedmask.training.delta import load_adapter
-from fedmask.training.head import HeadOrigin, load_head_origin
+from fedmask.training.head import HeadLayout, HeadOrigin, load_head, load_head_origin
 from fedmask.wire.codecs import codec
 from fedmask.wire.messages import facts_of, pack, payload_of
-from fedmask.wire.setup import Setup
+from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame, unframe
 
 Federate = Callable[..., Any]
@@ -86,6 +87,33 @@ def test_the_update_is_local_minus_received(federation: Federate, mask: Mask) ->
     rate = talk.told.client.learning_rate
     assert np.abs(update).max() <= 2 * rate * 1.01
     assert np.abs(update + first.values).max() > 2 * rate * 1.5
+
+
+PRICES = """
+
+
+def prices():
+    made = only()
+    splits = [split.text_a for split in (made.train, made.validation, made.test)]
+    return Task("prices", *([(text, 40_000.0 + 1_500 * row) for row, text in enumerate(texts)] for texts in splits))
+"""
+
+
+@pytest.mark.parametrize("head", ["local", "frozen"])
+def test_a_regression_on_prices_is_trained_in_a_unit_and_answers_in_its_own(
+    head: str, federation: Federate, mask: Mask, told: Settings
+) -> None:
+    module = Path(str(told.data.root)) / "small.py"
+    module.write_text(module.read_text() + PRICES)
+    talk = federation(head=head, data=replace(told.data, tasks=("small:prices",)))
+    talk.tell(0)
+    start = client.process.texts_for(talk.told).head_start(HeadLayout("prices", None, 64), "random", 0)
+    reply = talk.ask("train", 0, zeros(mask), round=1, version=0)
+    assert 10.0 < float(str(facts_of(reply.content)["train-loss"])) < 50.0  # of labels from 4 to 6.85
+    assert facts_of(talk.ask("evaluate", 0, version=0, split="test", state_round=1).content)["counts"]
+    _, trained = load_head(head_file(talk, 0))
+    moved = np.abs(trained - start.numpy()).max()
+    assert moved == 0.0 if head == "frozen" else 50.0 < moved < 150.0  # two steps of 0.005, of 10,000 each
 
 
 def test_the_base_model_is_as_it_was_after_every_message(federation: Federate, mask: Mask) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 import client.process
-from client.process import population, run_in_process, texts_for
+from client.process import begun_run, population, run_in_process, texts_for
 from fedmask.errors import FedmaskError
 from fedmask.masks import Mask
+from fedmask.models import BaseModel
+from fedmask.runs.client_file import ClientFile, Limits, OwnData
 from fedmask.tasks.task import Split
 from fedmask.training.head import HeadLayout
 from fedmask.training.text import encode, tokenize
@@ -23,6 +26,13 @@ from fedmask.wire.vectors import NamedVector
 @pytest.fixture
 def run(told: Settings, mask: Mask) -> Any:
     return run_in_process(Setup(told, mask.recipe).to_bytes())
+
+
+def client_file(tmp_path: Path, **data: Any) -> ClientFile:
+    """Of client 0, whose task is the one of `told` unless data say otherwise."""
+    own = OwnData(**({"source": "python", "root": str(tmp_path), "task": "small:only"} | data))
+    limits = Limits(10, 100, 64, None)
+    return ClientFile(0, "s:1", "a", "k", str(tmp_path / "state"), own, "cpu", 1, None, False, limits)
 
 
 def vector(mask: Mask, value: float) -> NamedVector:
@@ -41,6 +51,52 @@ def test_a_setup_that_fails_is_not_remembered(told: Settings, mask: Mask) -> Non
     for _ in range(2):
         with pytest.raises(FedmaskError, match=r"^data\.root=/nowhere: no such folder"):
             run_in_process(setup_bytes)
+
+
+def swapped(told: Settings) -> None:
+    """The task's module with its labels swapped, as long as before."""
+    module = Path(str(told.data.root)) / "small.py"
+    module.write_text(module.read_text().replace('"ny"', '"yn"'))
+
+
+def test_a_run_that_begins_has_the_data_of_the_files_as_they_are(told: Settings, mask: Mask, run: Any) -> None:
+    setup_bytes = Setup(told, mask.recipe).to_bytes()
+    before = run.texts.client(0)
+    swapped(told)
+    assert begun_run(setup_bytes) is run  # a run goes on with what it began with
+    again = run_in_process(setup_bytes)
+    after = again.texts.client(0)
+    assert after.digest != before.digest  # by which the server knows that other data are resumed
+    assert population(told.data, 2, 0)[0] is after
+    assert begun_run(setup_bytes) is again
+    names = after.task.labels, before.task.labels
+    assert names[0] == names[1] == ("n", "y")
+    assert after.task.train.labels.tolist() == (1 - before.task.train.labels).tolist()
+
+
+def test_a_changed_model_is_another_run(told: Settings, mask: Mask, tiny: BaseModel, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tiny.encoder.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    there = replace(told, model=replace(told.model, path=str(folder), weights="pretrained"))
+    first = texts_for(there)
+    assert texts_for(there) is first
+    config = folder / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert texts_for(there) is not first
+
+
+def test_a_deployed_client_has_the_data_of_its_files(told: Settings, tmp_path: Path) -> None:
+    own = client_file(tmp_path)
+
+    def digest() -> str:
+        (client,) = texts_for(own.applied_to(replace(told, data=replace(told.data, source="own"))), own).clients
+        return client.digest
+
+    first = digest()
+    assert digest() == first
+    swapped(told)
+    assert digest() != first
 
 
 def test_threads_are_the_setups(told: Settings, mask: Mask) -> None:

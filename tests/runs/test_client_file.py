@@ -198,6 +198,44 @@ def test_its_word_stands_in_the_place_of_the_servers(own: ClientFile, asked: Set
     assert own.applied_to(asked).data.max_length == asked.data.max_length
 
 
+def test_columns_and_classes_are_its_own(write: Write, asked: Settings) -> None:
+    data = {"source": "csv", "root": "data", "task": "mail", "text": "body", "label": "folder"}
+    own = read_client_file(write(data=data | {"classes": ["spam", "ham"]}))
+    here = own.applied_to(asked).data
+    assert (here.source, here.text, here.text_b, here.label, here.classes) == (
+        "csv",
+        "body",
+        None,
+        "folder",
+        ("spam", "ham"),
+    )
+    of_the_run = replace(asked, data=replace(asked.data, classes=("x", "y")))
+    assert own.applied_to(of_the_run).data.classes == ("spam", "ham")
+    assert read_client_file(write(data=data)).applied_to(of_the_run).data.classes == ("x", "y")
+
+
+def test_text_a_is_another_spelling_of_text(write: Write) -> None:
+    data = {"source": "csv", "root": "data", "task": "mail", "text_a": "body"}
+    assert read_client_file(write(data=data)).data.text == "body"
+    with pytest.raises(ConfigError, match=r"data\.text_a=body: the same as data\.text; leave one of the two out"):
+        read_client_file(write(data=data | {"text": "head"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "python", "text": "body"}, "data.text=body: data=python has no columns to name; leave it out"),
+        ({"text_b": "reply"}, "data.text_b=reply: the second text of a pair; name the first with data.text="),
+        ({"classes": ["a", "a"]}, "data.classes=[a,a]: must be a list of class names such as [down,up], each once"),
+        ({"label": 3}, "data.label=3: must be a column"),
+    ],
+)
+def test_columns_that_cannot_be(write: Write, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_client_file(write(data={"source": "csv", "root": "data", "task": "mail"} | changes))
+    assert message in str(error.value)
+
+
 def test_a_run_without_a_word_on_threads_takes_the_servers(own: ClientFile, asked: Settings) -> None:
     assert own.applied_to(asked).threads == 2
 

@@ -421,6 +421,32 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
         ["data.root=my data: data=demo reads no folder; leave it out, or take data=tsv|csv|jsonl|hub|python"],
     ),
     (
+        {"data__text": "review", "data__label": "kind"},
+        [
+            "data.text=review: data=demo has no columns to name; leave it out, or take data=tsv|csv|jsonl|hub",
+            "data.label=kind: data=demo has no columns to name; leave it out, or take data=tsv|csv|jsonl|hub",
+        ],
+    ),
+    (
+        {"data__source": "own", "data__text": "review"},
+        ["data.text=review: with data=own each client's own file names its columns; leave it out"],
+    ),
+    (
+        {"data__source": "hub", "data__tasks": ["a"], "data__text_b": "reply"},
+        ["data.text_b=reply: the second text of a pair; name the first with data.text="],
+    ),
+    (
+        {"data__source": "hub", "data__tasks": ["a"], "data__text": "x", "data__text_b": "x", "data__label": "x"},
+        [
+            "data.text_b=x: this column is named twice; each is one of text, second text and label",
+            "data.label=x: this column is named twice; each is one of text, second text and label",
+        ],
+    ),
+    (
+        {"data__classes": ["up", "up ", "Up"]},
+        ["data.classes: 'up' and 'up ' differ in blanks or Unicode form only: they are one class"],
+    ),
+    (
         {"clients_per_round": 11},
         ["clients_per_round=11: more than there are, clients=10; must be at most that, or null (all)"],
     ),

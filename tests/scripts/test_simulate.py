@@ -77,7 +77,7 @@ def test_on_ray_neither_ray_nor_flower_puts_in_a_word(tmp_path: Path) -> None:
     done = simulate(*SMALL, "runtime=ray", f"output={tmp_path / 'run'}")
     assert (done.returncode, done.stderr) == (0, "")
     before_the_table = done.stdout.partition("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in before_the_table] == ["tiny", "run", "federated,"]
+    assert {line.split()[0] for line in before_the_table} == {"tiny", "run", "note:", "federated,"}
     assert done.stdout.rstrip().splitlines()[-1] == f"run folder: {tmp_path / 'run'}"
 
 
@@ -105,7 +105,7 @@ def test_all_faults_of_a_configuration_are_told_at_once(tmp_path: Path) -> None:
         (["data.tasks=[sentimint]"], "unknown task 'sentimint' in the demo; there are: "),
         (["data=tsv", "data.root=/nowhere", "data.tasks=[sst2]"], "data.root=/nowhere: there is no such folder"),
         (["mask.density=0.9"], "density"),
-        (["data.examples_per_client=1000000"], "data.examples_per_client=1000000: "),
+        (["clients=100000"], "training rows for 5000 clients: ask for fewer clients"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_leaves_nothing(overrides: list[str], message: str, tmp_path: Path) -> None:
@@ -115,6 +115,23 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(overrides: list[str], mes
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_person_should_know_of_the_data_is_said_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "data" / "mail").mkdir(parents=True)
+    rows = "".join(f'"a letter, {row}",{("ham", "spam")[row % 2]}\n' for row in range(20))
+    (tmp_path / "data" / "mail" / "train.csv").write_text(f"body,folder\n{rows},ham\n")
+    data = ["data=csv", f"data.root={tmp_path / 'data'}", "data.tasks=[mail]", "data.text_a=body", "data.label=folder"]
+    done = simulate(*SMALL[:-1], "clients=2", "data.max_length=16", *data, f"output={tmp_path / 'run'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    notes = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
+    assert notes == [
+        "task mail: test cut from train: 3 rows (there is none)",
+        "task mail: validation cut from train: 2 rows (there is none)",
+        "task mail: 1 empty text (1 of train), kept: a model reads its marks of beginning and end alone",
+        "task mail: fewer training rows than data.examples_per_client=100 for 2 clients: 8 each, all there are",
+    ]
+    assert [line.removeprefix("note: ") for line in done.stdout.splitlines() if line.startswith("note: ")] == notes
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -412,8 +412,11 @@ def test_two_processes_never_run_in_one_folder(federate: Federate, tmp_path: Pat
     federate("baseline=frozen", output=output, resume=True)  # whoever has ended holds nothing
 
 
+@pytest.mark.parametrize("is_new_process", [True, False])  # the other as in a notebook
 @pytest.mark.parametrize("file", ["train", "validation", "test"])
-def test_rows_that_have_changed_under_their_tasks_name_are_told(file: str, federate: Federate, tmp_path: Path) -> None:
+def test_rows_that_have_changed_under_their_tasks_name_are_told(
+    file: str, is_new_process: bool, federate: Federate, tmp_path: Path
+) -> None:
     data, output = tmp_path / "data" / "only", tmp_path / "run"
     data.mkdir(parents=True)
     rows = "".join(f"text {row}\t{row % 2}\n" for row in range(40))
@@ -424,7 +427,8 @@ def test_rows_that_have_changed_under_their_tasks_name_are_told(file: str, feder
         federate(*settings, output=output, watcher=StoppingWatcher(1))
     path = data / f"{file}.tsv"
     path.write_text(path.read_text().replace("text 7\t1", "text 7\t0"))
-    in_a_new_process()
+    if is_new_process:
+        in_a_new_process()
     with pytest.raises(FedmaskError) as caught:
         federate(*settings, output=output, resume=True)
     message = str(caught.value)
@@ -432,7 +436,8 @@ def test_rows_that_have_changed_under_their_tasks_name_are_told(file: str, feder
     assert message.endswith("; resume with the data that the run was begun with")
     assert re.search("client [0-3] is not what it was when the run stopped: it was task only, .* data ", message)
     path.write_text(path.read_text().replace("text 7\t0", "text 7\t1"))
-    in_a_new_process()
+    if is_new_process:
+        in_a_new_process()
     assert len(federate(*settings, output=output, resume=True).rounds) == 2
 
 

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmask.errors import FedmaskError
@@ -38,6 +38,7 @@ def test_what_a_spreadsheet_leaves_behind(tmp_path: Path) -> None:
     assert (task.train.text_a, task.train.domains) == (("good", "bad"), ("shop", "mail"))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(["up", "down"])), min_size=4

@@ -43,4 +43,5 @@ def test_what_differs_is_shown() -> None:
 
 def test_many_names_make_a_short_line() -> None:
     assert listed(["a", "b"]) == "a, b"
+    assert listed(["a", "two\nlines"]) == "a, 'two\\nlines'"
     assert listed([str(number) for number in range(1021)]).endswith(", 19 and 1,001 more")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmask.errors import FedmaskError
@@ -126,6 +126,7 @@ def test_half_a_surrogate_pair_is_refused_by_row(changes: dict[str, Any], place:
     str(error.value).encode()
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_odd_characters_of_a_text_stay(text: str) -> None:
     assert make(train=[*ROWS, (f"\0\u2028{text}", "positive")]).train.text_a[-1] == f"\0\u2028{text}"
