@@ -307,7 +307,7 @@ def test_a_leading_tilde_of_a_path_is_the_home_folder(key: str, monkeypatch: pyt
         ("rounds", "0", None, "must be a whole number of at least 1"),
         ("overwrite", "true", None, "; this is a text: write true without quotes"),
         ("client.learning_rate", "1e-5", None, "; this is a text: write 1.0e-05 without quotes"),
-        ("client.learning_rate", "nan", None, "must be a number above 0"),
+        ("client.head_learning_rate", "nan", None, "must be a number above 0"),
         ("output", "\udcff", None, "or null (a new one under runs/)"),
         ("device", "gpu", None, "; did you mean cuda?"),
         ("model.dtype", "bf16", None, "; did you mean bfloat16?"),
