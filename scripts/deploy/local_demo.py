@@ -36,6 +36,7 @@ from fedmask.errors import FedmaskError
 from fedmask.runs.command import own_arguments
 
 TASKS = ("film_reviews", "question_type", "topic")
+DEFAULTS = {"clients": len(TASKS), "threads": 1, "rounds": 3}
 SCRIPTS = Path(__file__).resolve().parent
 LIMITS = {"rounds": 1000, "steps": 10_000, "batch_size": 64, "memory_bytes": None}
 START_SECONDS, END_SECONDS = 180.0, 10.0
@@ -49,7 +50,9 @@ def main(arguments: list[str]) -> None:
     output = Path(own["output"]).resolve()
     if output.exists():
         raise FedmaskError(f"output={output}: is there already; name a new folder")
-    overrides = [f"clients={len(TASKS)}", "threads=1", "rounds=3", *others, f"output={output}"]
+    keys = {argument.partition("=")[0] for argument in others}
+    defaults = [f"{key}={value}" for key, value in DEFAULTS.items() if key not in keys]
+    overrides = [*defaults, *others, f"output={output}"]
     checked(["data=own", *overrides])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # so that its processes end with it
     site = Site(output / "deployment")

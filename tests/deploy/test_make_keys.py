@@ -71,3 +71,16 @@ def test_for_whom_has_to_be_said(tmp_path: Path) -> None:
         main([f"folder={tmp_path}"])
     with pytest.raises(FedmaskError, match="missing: hosts="):
         main(["server", f"folder={tmp_path}"])
+
+
+@pytest.mark.parametrize("hosts", ["fed.example:9443", "https://fed.example", "a b", "fed.example,", ""])
+def test_what_is_no_host_is_told_before_a_key_is_made(hosts: str, tmp_path: Path) -> None:
+    with pytest.raises(FedmaskError, match=r"^hosts=.*: (must be names or IP addresses|unknown in this form)"):
+        main(["server", f"folder={tmp_path / 'keys'}", f"hosts={hosts}"])
+    assert not (tmp_path / "keys").exists()
+
+
+def test_folders_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["client", "folder=~/me"])
+    assert (tmp_path / "me" / "client.key").exists()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,84 @@ def test_a_key_that_is_not_there_is_told_before_anything_starts(tmp_path: Path) 
     with pytest.raises(FedmaskError, match=r"authority\.crt: there is no such file"):
         main([f"file={tmp_path / 'client.yaml'}"])
     assert not (tmp_path / "state").exists()
+
+
+def client_file(folder: Path, data: str, more: str = "") -> Path:
+    """client.yaml beside its key and certificate; the server is nowhere."""
+    (folder / "authority.crt").touch()
+    (folder / "client.key").touch()
+    (folder / "client.yaml").write_text(
+        "client_id: 0\nsuperlink: 127.0.0.1:9\nauthority: authority.crt\nkey: client.key\nfolder: state\ndevice: cpu\n"
+        f"data: {data}\nlimits: {{rounds: 1, steps: 1, batch_size: 1, memory_bytes: null}}\n{more}\n"
+    )
+    return folder / "client.yaml"
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "fault"),
+    [
+        ("{source: demo, task: topick}", "", "unknown task 'topick' in the demo; there are: film_reviews, "),
+        ("{source: tsv, root: gone, task: a}", "", "data.root={folder}/gone: no such folder"),
+        ("{source: tsv, root: ., task: a}", "", "unknown task 'a' in {folder}; there are: "),
+        ("{source: python, root: ., task: 'gone:a'}", "", "{folder}/gone.py: no such file; {folder}"),
+        ("{source: demo, task: topic}", "model_path: gone", "model_path={folder}/gone: there is no model's folder"),
+        ("{source: demo, task: topic}", "model_path: .", "model_path={folder}: there is no model's folder"),
+        (
+            "{source: demo, task: 2024}",
+            "",
+            "data.task=2024: must be the name of its task; as a text it stands in quotes",
+        ),
+    ],
+)
+def test_what_the_file_names_and_is_not_there_is_told_before_anything_starts(
+    data: str, more: str, fault: str, tmp_path: Path
+) -> None:
+    file = client_file(tmp_path, data, more)
+    command = [sys.executable, str(SCRIPTS / "deploy" / "start_client.py"), f"file={file}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{file}: {fault.format(folder=tmp_path)}")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_fault_of_the_reader_itself_keeps_its_traceback(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from deploy import start_client\n"
+        "if __name__ == '__main__': start_client.data_fault(None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(SCRIPTS)], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("AttributeError: ")
+
+
+def test_sound_data_is_read_and_leaves_nothing_in_the_process_that_stays(tmp_path: Path) -> None:
+    file = client_file(tmp_path, "{source: demo, task: topic}")
+    (tmp_path / "check.py").write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from deploy import start_client\n"
+        "if __name__ == '__main__':\n"
+        "    start_client.check(Path(sys.argv[2]), start_client.read_client_file(Path(sys.argv[2])))\n"
+        "    print([name for name in ('fedmask.tasks', 'torch') if name in sys.modules])\n"
+    )
+    command = [sys.executable, str(tmp_path / "check.py"), str(SCRIPTS), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    file = client_file(tmp_path, "{source: demo, task: topic}")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(FedmaskError, match=rf"^port={port}: another process of this machine listens"):
+            main([f"file={file}", f"port={port}"])
+
+
+def test_a_file_begins_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FedmaskError, match=rf"^{tmp_path}/client\.yaml: there is no such file$"):
+        main(["file=~/client.yaml"])
 
 
 def supernode(folder: Path, does: str) -> "subprocess.Popen[str]":

@@ -2,17 +2,24 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from deploy import flower
-from deploy.arguments import port_number, read_arguments, told_in_one_line
+from deploy.arguments import check_free, port_number, read_arguments, told_in_one_line
+from deploy.local_demo import main as local_demo
+from deploy.make_keys import make_client_key
+from deploy.open_gate import main as open_gate
+from deploy.register_client import main as register
+from deploy.start_client import main as start_client
 from deploy.start_server import main as start_server
-from deploy.submit import followed, main, overrides, status_of
-from fedmask.errors import FedmaskError
+from deploy.submit import checked, followed, main, overrides, status_of, statuses_of
+from fedmask.errors import ConfigError, FedmaskError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -27,6 +34,14 @@ def test_a_new_run_has_the_clients_own_data_and_its_folder_in_full(
 def test_a_resumed_run_has_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert overrides(["resume=run"]) == [f"resume={tmp_path / 'run'}"]
+
+
+def test_folders_of_a_run_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert overrides(["output=~/run"]) == ["data=own", f"output={tmp_path.resolve()}/run"]
+    assert overrides(["resume=~/run"]) == [f"resume={tmp_path.resolve()}/run"]
+    with pytest.raises(FedmaskError, match=r"^output=~nobody-has-this: there is no home folder"):
+        overrides(["output=~nobody-has-this"])
 
 
 def test_overrides_travel_in_one_string_of_flowers() -> None:
@@ -87,6 +102,143 @@ def test_a_list_without_runs_says_nothing_of_them(listed: str) -> None:
 def test_a_folder_without_a_server_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FedmaskError, match="must be the folder of a server that"):
         main([f"folder={tmp_path}", "clients=3"])
+
+
+# ---- before a run is begun -------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_is_checked_where_it_is_typed() -> None:
+    assert checked(["data=own", "clients=7"]) == 7
+    with pytest.raises(ConfigError) as caught:
+        checked(["data=own", "lr=3", "client=2"])
+    assert caught.value.faults == (
+        "lr=3: no such key; did you mean client.learning_rate?",
+        "client=2: must be default; write clients=2",
+    )
+    with pytest.raises(FedmaskError, match=r"^data=demo: deployed clients have data of their own; leave it out$"):
+        checked(["data=own", "data=demo"])
+    with pytest.raises(FedmaskError, match=r"^model\.path=bert: each client says in its own file, as model_path"):
+        checked(["data=own", "model.path=bert"])
+
+
+def listed(*statuses: str) -> str:
+    return json.dumps({"success": True, "nodes": [{"node-id": "1", "status": status} for status in statuses]})
+
+
+def test_clients_that_may_take_part_no_longer_are_not_counted() -> None:
+    assert statuses_of(listed("online", "unregistered", "registered", "offline")) == ["online", "registered", "offline"]
+    assert statuses_of(listed()) == []
+    for nothing in ("", "[]", "{}", '{"success": false, "error-message": "no"}', '{"nodes": [{}]}'):
+        assert statuses_of(nothing) is None
+
+
+Submitted = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Submitted:
+    """submit.py with stand-ins for Flower's programs: exit code, what it printed, what it told of a fault."""
+    (tmp_path / "flower").mkdir()
+    (tmp_path / "flower" / "config.toml").touch()
+
+    def printing(text: str) -> list[str]:
+        return [sys.executable, "-c", f"print({text!r})"]
+
+    def submit(nodes: str, said: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(flower, "nodes", lambda: printing(nodes))
+        monkeypatch.setattr(flower, "run", lambda overrides: printing(f"Successfully started run 7\n{said}"))
+        runs = json.dumps({"runs": [{"run-id": 7, "status": "finished:completed"}]})
+        monkeypatch.setattr(flower, "runs", lambda: printing(runs))
+        code = told_in_one_line(main, [f"folder={tmp_path}", *arguments], None)
+        return code, *capfd.readouterr()
+
+    return submit
+
+
+WAITS = "the run waits for the others: start them with start_client.py; Ctrl-C stops the run"
+
+
+def test_more_clients_than_are_registered_are_one_line(submitted: Submitted) -> None:
+    assert submitted(listed("online"), "", "clients=2") == (
+        2,
+        "",
+        "clients=2: with this server 1 are registered; register the others with register_client.py, or give fewer "
+        "clients=\n",
+    )
+
+
+def test_a_server_that_does_not_answer_is_one_line(submitted: Submitted) -> None:
+    said = json.dumps({"success": False, "error-message": "Using it\nThe connection is unavailable."})
+    code, out, err = submitted(said, "", "clients=2")
+    assert (code, out) == (2, "")
+    assert err.startswith("no server of this folder answers; start it with start_server.py (The connection is unavai")
+    assert err.count("\n") == 1
+
+
+def test_whom_a_run_waits_for_is_said_at_once_and_whenever_it_changes(submitted: Submitted) -> None:
+    waiting = [f"waiting for 3 clients, {connected} are connected" for connected in (0, 0, 2, 2)]
+    code, out, err = submitted(listed("registered", "offline", "online"), "\n".join(waiting), "clients=3", "clients=3")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        f"1 of 3 clients are connected; {WAITS}, and clients=1 takes those that are there",
+        "Successfully started run 7",
+        waiting[0],
+        WAITS,
+        waiting[1],
+        waiting[2],
+        f"{WAITS}, and clients=2 takes those that are there",
+        waiting[3],
+    ]
+
+
+def test_where_all_are_there_nothing_is_said_but_what_was_given_twice(submitted: Submitted) -> None:
+    code, out, err = submitted(listed("online", "online"), "done", "clients=3", "clients=2")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "note: clients is given 2 times; the last counts: clients=2",
+        "Successfully started run 7",
+        "done",
+    ]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_that_is_taken_is_told_before_anything_is_written(tmp_path: Path, host: str) -> None:
+    for name in ("authority.crt", "server.crt", "server.key"):
+        (tmp_path / name).touch()
+    with socket.create_server((host, 0)) as other:
+        port = other.getsockname()[1]
+        taken = (
+            rf"^port={port}: another process of this machine listens on 127\.0\.0\.1:{port} already; end it, or name"
+        )
+        with pytest.raises(FedmaskError, match=taken):
+            start_server([f"folder={tmp_path / 'server'}", f"keys={tmp_path}", f"port={port}"])
+        with pytest.raises(FedmaskError, match=taken):
+            open_gate([f"keys={tmp_path}", f"port={port}", "host=127.0.0.1"])
+    assert not (tmp_path / "server").exists()
+    check_free("port", port)  # what has ended holds none
+
+
+def test_a_host_that_is_not_this_machines_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FedmaskError, match=r"^host=192\.0\.2\.1: nothing can listen there \(Cannot assign"):
+        check_free("port", flower.free_port(), "192.0.2.1")
+
+
+def test_what_is_no_public_key_is_not_registered(tmp_path: Path) -> None:
+    make_client_key(tmp_path / "me")
+    (tmp_path / "flower").mkdir()
+    (tmp_path / "flower" / "config.toml").touch()
+    with pytest.raises(FedmaskError, match=r"client\.key: a private key, which stays with its client; give its client"):
+        register([f"folder={tmp_path}", f"key={tmp_path}/me/client.key"])
+    with pytest.raises(FedmaskError, match=r"gone\.pub: there is no such file$"):
+        register([f"folder={tmp_path}", f"key={tmp_path}/gone.pub"])
+    with pytest.raises(FedmaskError, match=r"must be the folder of a server that start_server\.py has started"):
+        register([f"folder={tmp_path}/me", f"key={tmp_path}/me/client.pub"])
+
+
+@pytest.mark.parametrize("program", [start_server, open_gate, register, start_client, local_demo, main])
+def test_a_program_without_arguments_says_what_it_needs(program: Callable[[list[str]], None]) -> None:
+    with pytest.raises(FedmaskError, match=r"^(missing: \w+=|give output=DIR|folder=DIR: must be)"):
+        program([])
 
 
 def test_a_server_without_keys_is_refused(tmp_path: Path) -> None:
