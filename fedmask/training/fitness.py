@@ -65,6 +65,7 @@ def _record(base: BaseModel, mask: Mask | None, max_length: int) -> Path | None:
         [version(package) for package in ("torch", "transformers", "tokenizers")],
         base.digest,
         base.inputs_digest,
+        base.encoder.config.to_json_string(use_diff=False),  # type: ignore[union-attr, operator]
         None if mask is None else mask.digest,
         max_length,
         parameter.device.type,

@@ -310,7 +310,11 @@ def test_it_is_made_once_for_what_decides_its_result(
     other_config = changed(tiny, lambda encoder: None)
     other_config.encoder.config = copy.deepcopy(tiny.encoder.config)  # type: ignore[union-attr]
     other_config.encoder.config.layer_norm_eps = 1e-5  # type: ignore[union-attr]
+    in_chunks = changed(tiny, lambda encoder: None)  # decides no output, but which lengths are read
+    in_chunks.encoder.config = copy.deepcopy(tiny.encoder.config)  # type: ignore[union-attr]
+    in_chunks.encoder.config.chunk_size_feed_forward = 1  # type: ignore[union-attr]
     for base, its_mask, max_length in (
+        (in_chunks, mask, 40),
         (tiny, mask, 41),
         (tiny, None, 40),
         (tiny, mask_of(tiny, "largest"), 40),
