@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,18 +29,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.held import keep_held
-from client.process import RunInProcess, run_in_process
+from client.process import RunInProcess, begun_run, run_in_process
 from client.state import ClientState, Kept, LostStateError
-from fedmask.errors import FedmaskError, MaskMismatchError
+from fedmask.errors import FedmaskError, InputsMismatchError, MaskMismatchError
 from fedmask.files import home
 from fedmask.processes import seconds_since_start
 from fedmask.randomness import seed_for
 from fedmask.runs.client_file import ClientFile, read_client_file
-from fedmask.tasks.partition import ClientData
+from fedmask.tasks.partition import ClientData, notes_for
 from fedmask.training.evaluation import count
-from fedmask.training.head import HeadLayout
+from fedmask.training.head import HeadLayout, HeadOrigin
 from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
+from fedmask.training.text import TokenizedSplit
 from fedmask.wire.downlink import Expected
 from fedmask.wire.messages import Fact, Facts, error_reply, facts_of, pack, payload_of, whole_number, word
 from fedmask.wire.uplink import encode_updates
@@ -85,10 +86,17 @@ class Client:
     def shares_head(self) -> bool:
         return self.run.settings.client.head == "shared" and self.run.settings.exchanges_delta
 
+    @property
+    def origin(self) -> HeadOrigin:
+        """Of the head that this client trains."""
+        base, settings = self.run.texts.base, self.run.settings
+        pairs = self.data.task.train.text_b is not None
+        return HeadOrigin(base.name, base.digest, base.inputs, settings.run_digest, settings.data.max_length, pairs)
+
 
 @app.query("mask")
 def receive_mask(message: Message, context: Context) -> Message:
-    """Take the mask and settings in; prove by its digest that the mask is the server's."""
+    """Take the mask and settings in; prove by digests that mask, tokenizer and model settings are the server's."""
     setup_bytes = payload_of(message.content)
     own = _own_file(context)
     try:
@@ -96,13 +104,22 @@ def receive_mask(message: Message, context: Context) -> Message:
     except MaskMismatchError as error:
         refusal: dict[str, int | str] = {"client-id": _client_id(context, own), "mask-mismatch": str(error)}
         return Message(pack(facts=refusal), reply_to=message)
+    except InputsMismatchError as error:  # the mask's indices would not help
+        if own is not None:
+            _log().error("%s", error)
+        refusal = {"client-id": _client_id(context, own), "inputs-mismatch": str(error)}
+        return Message(pack(facts=refusal), reply_to=message)
     context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context, own)
+    if own is not None:
+        for note in notes_for([client.data], run.settings.data.examples_per_client):
+            _log().warning("client %d, %s", client.data.client_id, note)
     facts: dict[str, int | float | str | bool] = {
         "client-id": client.data.client_id,
         "task": client.data.task.name,
         "metric": client.data.task.metric,
         "mask-digest": "" if run.mask is None else run.mask.digest,
+        "inputs-digest": run.texts.base.inputs_digest,
         "head-layout": client.layout.digest,
         "head-size": client.layout.size,
         "num-classes": len(client.layout.labels or ()),
@@ -214,7 +231,7 @@ def _open(context: Context) -> Client:
     setup_bytes = context.state.config_records[SETUP]["bytes"]
     assert isinstance(setup_bytes, bytes)
     own = _own_file(context)
-    return _client(run_in_process(setup_bytes, own), context, own)
+    return _client(begun_run(setup_bytes, own), context, own)
 
 
 def _own_file(context: Context) -> ClientFile | None:
@@ -300,9 +317,9 @@ def _keep(
 def _show(client: Client, kept: Kept) -> None:
     """head.safetensors and, in baselines with one, adapter.safetensors are what the client has of its own."""
     settings, mask = client.run.settings, client.run.mask
-    client.state.show_head(client.layout, kept.head)
+    client.state.show_head(client.layout, kept.head, client.origin)
     if mask is not None and not settings.exchanges_delta:
-        client.state.show_delta(mask, client.run.texts.base, kept.delta)
+        client.state.show_delta(mask, client.run.texts.base, kept.delta, client.layout, client.origin)
 
 
 def _start(client: Client, received: Mapping[str, NDArray[np.float32]], kept: Kept) -> tuple[Tensor, Tensor]:
@@ -325,12 +342,24 @@ def _train_locally(client: Client, delta: Tensor, head: Tensor, server_round: in
     local = LocalSettings(
         local_epochs=settings.client.local_epochs,
         batch_size=settings.client.batch_size,
-        learning_rate=settings.client.learning_rate,
+        learning_rate=settings.client.learning_rate or 0.0,  # none where no delta is trained
         head_learning_rate=0.0 if settings.client.head == "frozen" else settings.client.head_learning_rate,
         weight_decay=settings.client.weight_decay,
         batch_seed=seed_for(settings.seed, "batches", server_round, data.client_id),
     )
-    tokens = client.run.texts.training(data.client_id)
+    tokens, unit = client.run.texts.training(data.client_id), data.task.unit
+    if unit == 1.0:
+        return _trained(client, delta, head, tokens, local, server_round)
+    # Large targets are counted in a unit for as long as the client trains; what comes and goes is in the labels' own.
+    in_units = replace(tokens, labels=tokens.labels / unit)
+    result = _trained(client, delta, head / unit, in_units, local, server_round)
+    return replace(result, head=head if local.head_learning_rate == 0 else result.head * unit)
+
+
+def _trained(
+    client: Client, delta: Tensor, head: Tensor, tokens: TokenizedSplit, local: LocalSettings, server_round: int
+) -> LocalResult:
+    settings, data = client.run.settings, client.data
     if not settings.trains_delta:
         features = client.run.texts.base_training_features(data.client_id)
         _tell_start(client, server_round)

@@ -5,26 +5,30 @@ shares work as well: clients with the same delta and task differ in their heads 
 """
 
 import dataclasses
-import json
+import logging
 import resource
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from client.held import take_up_held
-from fedmask.errors import FedmaskError
+from fedmask.errors import FedmaskError, InputsMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel, load_base
+from fedmask.models.identity import check_inputs
 from fedmask.runs.client_file import ClientFile
 from fedmask.runs.config import DataConfig
-from fedmask.tasks import load_tasks
+from fedmask.tasks import Reading
+from fedmask.tasks.held import forget_tasks, held_tasks
 from fedmask.tasks.partition import ClientData, partition, pool, sole_client
 from fedmask.tasks.task import Split, Task
 from fedmask.training.delta import SelectedEntries
+from fedmask.training.fitness import check_fitness
 from fedmask.training.gradient import SelectedGradient
 from fedmask.training.head import HeadLayout
 from fedmask.training.text import TokenizedSplit, encode, tokenize
@@ -122,10 +126,12 @@ class RunInProcess:
     """One run as this process takes part in it."""
 
     def __init__(self, setup: Setup, texts: Texts) -> None:
-        """Raises MaskMismatchError where the recipe does not fit this process's base weights."""
+        """Raises InputsMismatchError where this process's base model reads or computes otherwise than the server's, and
+        MaskMismatchError where the recipe does not fit its weights."""
         self.settings: Settings = setup.settings
         self.texts = texts
         base = self.texts.base
+        _check_inputs(setup, base)
         if isinstance(setup.mask, MaskRecipe):
             self.mask: Mask | None = setup.mask.rebuild(base.encoder, base.digest)
         else:
@@ -152,11 +158,37 @@ class RunInProcess:
             return encode(self.texts.base.encoder, self.texts.split(task, split))
 
 
+def _check_inputs(setup: Setup, base: BaseModel) -> None:
+    expected = setup.mask.inputs if isinstance(setup.mask, MaskRecipe) else None
+    remedy = f"take the same copy of {base.name} on server and clients"
+    if expected is not None:
+        check_inputs(base.inputs, expected, "the run's", remedy)
+    elif not setup.settings.inputs_digest:
+        logging.getLogger("fedmask").warning(
+            "the run does not say with which tokenizer and settings its base model is used: only weights are compared"
+        )
+    elif setup.settings.inputs_digest != base.inputs_digest:
+        raise InputsMismatchError(
+            f"this base model reads or computes otherwise than the run's: another tokenizer or setting (digest "
+            f"{base.inputs_digest[:12]} instead of {setup.settings.inputs_digest[:12]}); {remedy}"
+        )
+
+
 def run_in_process(setup_bytes: bytes, own: ClientFile | None = None) -> RunInProcess:
-    """The run of this setup; the same object for every client of it in this process.
+    """The run of this setup, from data and base model as their files are now; the same object for every client of it in
+    this process.
 
     own: of the one client of a process that is deployed; what it says stands in the place of what the server says.
     """
+    run = begun_run(setup_bytes, own)
+    if texts_for(run.settings, own) is not run.texts:  # a file has changed: a run that is resumed must not see the old
+        _run_in_process.cache_clear()
+        run = begun_run(setup_bytes, own)
+    return run
+
+
+def begun_run(setup_bytes: bytes, own: ClientFile | None = None) -> RunInProcess:
+    """As `run_in_process`, for a message after the first of a run: it goes on with the data that it began with."""
     if own is not None and own.limits.memory_bytes is not None:
         limit_memory(own.limits.memory_bytes)
     run = _run_in_process(setup_bytes, own)
@@ -175,47 +207,63 @@ def _run_in_process(setup_bytes: bytes, own: ClientFile | None) -> RunInProcess:
 
     setup = Setup.from_bytes(setup_bytes, lambda settings: texts(settings).base.num_parameters)
     run = RunInProcess(dataclasses.replace(setup, settings=as_here(setup.settings)), texts(setup.settings))
-    if own is not None:
+    if own is not None:  # elsewhere the server's process has done so
+        check_fitness(run.texts.base, run.mask, setup.settings.data.max_length)
         take_up_held(own.states / run.settings.run_id, run.settings.run_id, run.received)
     return run
 
 
+# What follows is kept by the objects it is made from, and these are others once a file has changed: `held_tasks` and
+# `load_base` see to that. So nothing outlives a changed file.
+
+
 def texts_for(settings: Settings, own: ClientFile | None = None) -> Texts:
     """The texts of a run's clients, or of the one whose file it is; shared by the runs of one process that differ in
-    how they train only."""
+    how they train only. settings: as they are here."""
     if own is None:
         clients = population(settings.data, settings.clients, settings.seed, pooled=settings.baseline == "central")
     else:
-        clients = (own_data(own, settings.data.examples_per_client, settings.seed),)
-    model = dataclasses.asdict(settings.model) | {"device": settings.device}
-    return _texts(json.dumps(model, sort_keys=True), clients, settings.data.max_length)
+        clients = _own_clients(own.client_id, _tasks(settings.data), settings.data.examples_per_client, settings.seed)
+    base = load_base(**dataclasses.asdict(settings.model), device=settings.device)
+    return _texts(base, clients, settings.data.max_length)
 
 
 @lru_cache(maxsize=2)
-def _texts(model: str, clients: tuple[ClientData, ...], max_length: int) -> Texts:
-    return Texts(load_base(**json.loads(model)), clients, max_length)
+def _texts(base: BaseModel, clients: tuple[ClientData, ...], max_length: int) -> Texts:
+    return Texts(base, clients, max_length)
 
 
-@lru_cache(maxsize=4)
 def population(data: DataConfig, num_clients: int, seed: int, pooled: bool = False) -> tuple[ClientData, ...]:
     """All clients with their data: tasks loaded and partitioned; pooled: one client a task, with its clients' data.
 
     Raises FedmaskError for a task, folder, file or partition that cannot be had.
     """
-    if pooled:
-        return pool(population(data, num_clients, seed))
-    tasks = load_tasks(data.source, data.root, data.tasks)
-    return partition(tasks, num_clients, data.partition, data.alpha, data.examples_per_client, seed)
+    dealt = (num_clients, data.partition, data.alpha, data.examples_per_client, seed)
+    return _population(_tasks(data), dealt, pooled)
+
+
+@lru_cache(maxsize=4)
+def _population(tasks: tuple[Task, ...], dealt: tuple[Any, ...], pooled: bool) -> tuple[ClientData, ...]:
+    return pool(_population(tasks, dealt, False)) if pooled else partition(tasks, *dealt)
 
 
 @lru_cache(maxsize=2)
-def own_data(own: ClientFile, examples: int | None, seed: int) -> ClientData:
-    """What a deployed client trains on: at most so many examples of its own task, drawn by the run's seed.
+def _own_clients(client_id: int, tasks: tuple[Task, ...], examples: int | None, seed: int) -> tuple[ClientData, ...]:
+    """The one client that is deployed: at most so many examples of its own task, drawn by the run's seed."""
+    (task,) = tasks
+    return (sole_client(client_id, task, examples, seed),)
 
-    Raises FedmaskError for a task, folder or file that cannot be had.
-    """
-    (task,) = load_tasks(own.data.source, own.data.root, (own.data.task,))
-    return sole_client(own.client_id, task, examples, seed)
+
+def _tasks(data: DataConfig) -> tuple[Task, ...]:
+    reading = Reading(data.text, data.text_b, data.label, data.classes)
+    return held_tasks(data.source, data.root, data.tasks, reading)
+
+
+def forget_data() -> None:
+    """Hold no client's data any more, but those of runs and texts in memory."""
+    forget_tasks()
+    _population.cache_clear()
+    _own_clients.cache_clear()
 
 
 def limit_memory(limit_bytes: int) -> None:

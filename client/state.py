@@ -13,7 +13,7 @@ back. Each file is whole or not there.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from fedmask.masks import Mask
 from fedmask.models import BaseModel
 from fedmask.sealed_file import read_sealed, write_sealed
 from fedmask.training.delta import Delta
-from fedmask.training.head import HeadLayout, save_head
+from fedmask.training.head import HeadLayout, HeadOrigin, save_head
 from fedmask.training.vector_file import read_vector
 
 KEPT_BEFORE = 2
@@ -102,23 +102,36 @@ class ClientState:
             self._path(number).unlink()
         remove_scraps(self._states)
 
-    def show_head(self, layout: HeadLayout, head: Tensor | None) -> None:
-        """head.safetensors is this head, float32 (size,); for None it is gone."""
+    def show_head(self, layout: HeadLayout, head: Tensor | None, origin: HeadOrigin | None = None) -> None:
+        """head.safetensors is this head, float32 (size,), of that origin; for None it is gone."""
         path = self.folder / "head.safetensors"
         if head is None:
             path.unlink(missing_ok=True)
         elif not _holds(path, "head", head):
-            save_head(path, layout, head.numpy())
+            save_head(path, layout, head.numpy(), origin)
 
-    def show_delta(self, mask: Mask, base: BaseModel, delta: Tensor | None) -> None:
-        """adapter.safetensors is this delta of the client's own, float32 (k,); for None it is gone."""
+    def show_delta(
+        self,
+        mask: Mask,
+        base: BaseModel,
+        delta: Tensor | None,
+        layout: HeadLayout | None = None,
+        origin: HeadOrigin | None = None,
+    ) -> None:
+        """adapter.safetensors is this delta of the client's own, float32 (k,); for None it is gone.
+
+        layout, origin: of the head that was trained beside it.
+        """
         path = self.folder / "adapter.safetensors"
         if delta is None:
             path.unlink(missing_ok=True)
         elif not _holds(path, "adapter", delta):
             assert mask.recipe is not None, "the mask of a baseline is made from a recipe"
-            values = np.ascontiguousarray(delta.numpy())
-            Delta(values, mask.recipe, base.name, base.weights, mask, base.dtype).save(path)
+            adapter = Delta(np.ascontiguousarray(delta.numpy()), mask.recipe, base.name, base.weights, mask, base.dtype)
+            if layout is not None and origin is not None:
+                heads = {layout.digest: layout.task}
+                adapter = replace(adapter, run=origin.run, max_length=origin.max_length, heads=heads)
+            adapter.save(path)
 
     def _path(self, server_round: int) -> Path:
         return self._states / f"round-{server_round:05d}.safetensors"

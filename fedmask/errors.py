@@ -26,6 +26,10 @@ class MaskMismatchError(FedmaskError):
     """A mask or a base model is not the one that a recipe or an adapter names; both digests stand in the text."""
 
 
+class InputsMismatchError(FedmaskError):
+    """A base model has another tokenizer, or other settings of its forward pass, than what it is used with."""
+
+
 class CodecError(FedmaskError):
     """Bytes that are no vector of the expected length and finite values; `cause` as of a RejectedMessage."""
 
@@ -47,7 +51,9 @@ class RejectedMessage(FedmaskError):  # noqa: N818 (what it names is the message
 
 def cause_line(error: BaseException) -> str:
     """What another library's exception says, on one printable line: its last line with words in it, where libraries put
-    the reason; the exception's type where it says nothing."""
+    the reason; the exception's type where it says nothing, and before a KeyError's, which is a key alone."""
+    if isinstance(error, KeyError):
+        return _one_line(f"KeyError: {error}")
     lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
     return _one_line(lines[-1]) if lines else type(error).__name__
 

@@ -166,7 +166,13 @@ def measure(request: Request) -> None:
     from fedmask.runs.console import console
 
     config = _config(request)
-    population(config.data, config.clients, config.seed)  # what is wrong with the data is told before a model is loaded
+    # What is wrong with the data is told before a model is loaded.
+    first, *_ = population(config.data, config.clients, config.seed)
+    if (num_steps := first.num_examples // config.client.batch_size) < request.steps:
+        raise FedmaskError(
+            f"steps={request.steps}: client 0 has {first.num_examples} training examples, enough for {num_steps} steps "
+            f"of client.batch_size={config.client.batch_size}; ask for fewer, or for fewer clients"
+        )
     console.print(f"training {request.steps} steps on client 0 of {config.clients}", markup=False)
     with tempfile.TemporaryDirectory() as folder:
         exchanged = exchange(config, _adapter(request.run), Path(folder))
@@ -233,16 +239,19 @@ def exchange(config: RunConfig, delta: Values | None, folder: Path) -> Exchanged
     from fedmask.wire.setup import Setup
     from fedmask.wire.uplink import part_of
     from fedmask.wire.vectors import unframe
-    from server.app import settings_for
+    from server.app import run_digest, settings_for, with_rate
     from server.local_grid import LocalGrid
 
     base, mask = _base_and_mask(config)
+    config = with_rate(config, mask)
     part = part_of(mask.num_selected, config.codec.rotate, 1, config.seed)
     config = replace(config, codec=replace(config.codec, rotate=1))
     grid = LocalGrid(client_app, config.clients, config.seed)
     grid.keep_client_state_in(folder)
     node_id = next(iter(grid.get_node_ids()))
-    setup = Message(pack(Setup(settings_for(config), mask.recipe).to_bytes()), node_id, "query.mask", group_id="0")
+    digests = {"run_digest": run_digest(config, base, mask), "inputs_digest": base.inputs_digest}
+    told = Setup(replace(settings_for(config), **digests), mask.recipe)
+    setup = Message(pack(told.to_bytes()), node_id, "query.mask", group_id="0")
     facts = _answer(grid, setup)
     expected, downlink = [("delta", mask.digest, mask.num_selected)], Downlink(config.codec, config.seed)
     downlink.advance(1, {} if delta is None else {expected[0][:2]: delta})

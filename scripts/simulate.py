@@ -39,6 +39,7 @@ def simulate(config: RunConfig, notes: Sequence[str] = ()) -> int:
     from client.process import population
     from fedmask.runs.console import communication_lines, console, left_out_lines, own_mix_table, results_table
     from fedmask.runs.folder import COMPARE, RunFolder, holds_run
+    from fedmask.tasks.partition import notes_for
     from server.app import resolved
 
     config = resolved(config, datetime.now())
@@ -47,10 +48,9 @@ def simulate(config: RunConfig, notes: Sequence[str] = ()) -> int:
     output = Path(str(config.output))
     # Refuses a folder that holds a run, or none where one is to be resumed, before any work is done.
     RunFolder(output, config.overwrite, resume=config.resume is not None)
-    _say_set_up(config, len(clients), tasks)
-    for note in notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
-    summaries = {config.title: run(config)}
+    of_data = notes_for(clients, config.data.examples_per_client)
+    _say_set_up(config, len(clients), tasks, [*notes, *of_data])
+    summaries = {config.title: run(config, of_data)}
     for baseline in config.compare:
         folder = output / COMPARE / baseline
         summaries[baseline] = run(
@@ -60,7 +60,8 @@ def simulate(config: RunConfig, notes: Sequence[str] = ()) -> int:
                 compare=(),
                 output=str(folder),
                 resume=str(folder) if config.resume is not None and holds_run(folder) else None,
-            )
+            ),
+            of_data,
         )
     if config.compare:
         from fedmask.runs.report import write_report
@@ -80,13 +81,13 @@ def simulate(config: RunConfig, notes: Sequence[str] = ()) -> int:
     return UNSCORED if unscored else 0
 
 
-def run(config: RunConfig) -> dict[str, Any]:
-    """One federation on its runtime; returns its summary."""
+def run(config: RunConfig, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """One federation on its runtime; returns its summary. notes: on its data."""
     from fedmask.runs.console import RunProgress
     from server.app import run_federation
 
     with _grid(config) as grid, RunProgress(config.title, config.rounds) as progress:
-        return run_federation(grid, config, progress)
+        return run_federation(grid, config, progress, notes)
 
 
 def _grid(config: RunConfig) -> "AbstractContextManager[Grid]":
@@ -106,7 +107,7 @@ def _grid(config: RunConfig) -> "AbstractContextManager[Grid]":
     return nullcontext(LocalGrid(client_app, num_clients(config), config.seed))
 
 
-def _say_set_up(config: RunConfig, num_clients: int, tasks: tuple[str, ...]) -> None:
+def _say_set_up(config: RunConfig, num_clients: int, tasks: tuple[str, ...], notes: Sequence[str]) -> None:
     from fedmask.models import shown_name
     from fedmask.runs.console import console
 
@@ -118,6 +119,8 @@ def _say_set_up(config: RunConfig, num_clients: int, tasks: tuple[str, ...]) -> 
         markup=False,
     )
     console.print(f"run folder: {config.output}", markup=False)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
     if config.data.partition == "dirichlet" and config.client.head == "local":
         console.print(
             "note: local heads under label skew fit each client's own label mix and fail on the whole split; "

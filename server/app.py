@@ -4,22 +4,24 @@ overrides, where Flower starts the app -> configuration
 base model -> mask -> strategy (mask out once, rounds, test split) -> adapter and summary
 """
 
+import hashlib
+import json
 import logging
 import secrets
 import shlex
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedmask.errors import FedmaskError
-from fedmask.masks import Mask, select
+from fedmask.masks import RULES, Mask, MaskRecipe, exact_zeros, select
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.busy_machine import busy_line
 from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
@@ -30,6 +32,7 @@ from fedmask.runs.outcome import lost_clients, lost_lines, unscored
 from fedmask.runs.tensorboard import Scalars, check_installed
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
+from fedmask.training.fitness import check_fitness
 from fedmask.training.text import check_length
 from fedmask.wire.ledger import Ledger, LedgerLine
 from fedmask.wire.projections import full_finetuning_bytes_each_way
@@ -92,8 +95,10 @@ def resolved(config: RunConfig, now: datetime) -> RunConfig:
     return replace(config, output=output, data=replace(config.data, tasks=tasks))
 
 
-def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[str, Any]:
+def run_federation(grid: Grid, config: RunConfig, observer: Observer, notes: Sequence[str] = ()) -> dict[str, Any]:
     """Run all rounds on a grid and leave the run folder; returns the summary. With `resume` all that are not done yet.
+
+    notes: what a person should know of the clients' data, for the summary.
 
     Raises FedmaskError for anything a person has to mend, before the folder is touched where it can be known by then.
     """
@@ -104,10 +109,12 @@ def run_federation(grid: Grid, config: RunConfig, observer: Observer) -> dict[st
     assert config.output is not None, "the output folder is resolved before a run starts"
     folder = RunFolder(Path(config.output), config.overwrite, resume=config.resume is not None)
     with folder.held():
-        return _run_in(folder, grid, config, observer, started)
+        return _run_in(folder, grid, config, observer, notes, started)
 
 
-def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer, started: float) -> dict[str, Any]:
+def _run_in(
+    folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer, notes: Sequence[str], started: float
+) -> dict[str, Any]:
     """started: on the clock of `perf_counter`."""
     if config.resume is not None and (summary := folder.finished_before(config.rounds)) is not None:
         return _left_as_it_is(folder, summary)
@@ -115,11 +122,17 @@ def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer
     base = load_base(model.name, model.hub, model.path, model.weights, model.geometry, model.dtype)
     check_length(base.encoder, config.data.max_length)
     mask = select_mask(config, base)
+    config = with_rate(config, mask)
+    unread = check_fitness(base, mask, config.data.max_length)
     if (keep_client_state_in := getattr(grid, "keep_client_state_in", None)) is not None:
         keep_client_state_in(folder.clients)  # a simulation's; real clients have a folder of their own
     ledger = Ledger()
     checkpoint = _begin_or_take_up(folder, config, ledger)
-    settings = settings_for(config, None if checkpoint is None else checkpoint.state.run_id)
+    settings = replace(
+        settings_for(config, None if checkpoint is None else checkpoint.state.run_id),
+        run_digest=run_digest(config, base, mask),
+        inputs_digest=base.inputs_digest,
+    )
     scalars = None
     if config.log.tensorboard:
         scalars = Scalars(folder.tensorboard, 0 if checkpoint is None else checkpoint.state.round, ledger.total_bytes)
@@ -153,13 +166,18 @@ def _run_in(folder: RunFolder, grid: Grid, config: RunConfig, observer: Observer
         raise
     recorder.close(strategy.test_scores, config.rounds)
     if config.baseline == "none" and mask is not None:
-        save_adapter(folder.adapter, strategy.held_delta, mask, base)
+        adapter = Delta(strategy.held_delta, _recipe(mask), base.name, base.weights, mask, base.dtype)
+        replace(adapter, run=settings.run_digest, max_length=config.data.max_length, heads=strategy.heads).save(
+            folder.adapter
+        )
     rounds = list(folder.rounds())
-    summary = _summary(config, base, mask, strategy.test_scores, ledger) | {
+    summary = _summary(config, base, mask, unread, strategy.test_scores, ledger) | {
         "run_id": settings.run_id,
+        "run_digest": settings.run_digest,
         "clients_never_drawn": strategy.num_never_drawn,
         "lost_clients": lost_clients(rounds),
         "test_failure_causes": strategy.test_failure_causes,
+        "notes": list(notes),
         "lost_on_test": {str(client_id): cause for client_id, cause in strategy.lost_on_test.items()},
         "unscored": unscored(config.score_test, strategy.test_scores.mean_score(), strategy.lost_on_test, rounds),
         "seconds": round(recorder.seconds(), 3),
@@ -208,13 +226,43 @@ def select_mask(config: RunConfig, base: BaseModel) -> Mask | None:
         include=rule.include,
         exclude=rule.exclude,
         embeddings=rule.embeddings,
+        key_biases=rule.key_biases,
         seed=rule.seed,
         base_digest=base.digest,
+        inputs=base.inputs,
     )
 
 
+def run_digest(config: RunConfig, base: BaseModel, mask: Mask | None) -> str:
+    """16 hex digits of what decides a run's bits, its clients' data apart; of no name, folder, machine or runtime.
+
+    Rounds are left out: a run of more rounds goes through the states of one of fewer.
+    """
+    server = {key: value for key, value in asdict(config.server).items() if key not in _SERVERS_PATIENCE}
+    facts = [
+        "fedmask-run-1",
+        [base.digest, base.inputs_digest, "" if mask is None else mask.digest],
+        [asdict(config.client), asdict(config.codec), server, config.mask.rank],
+        [config.baseline, config.seed, config.clients, config.clients_per_round],
+        [config.data.max_length, config.data.examples_per_client],
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_SERVERS_PATIENCE = ("min_replies", "max_retries", "timeout_seconds")
+"""Keys of `server` that decide whether a run comes to its end, and not what it ends with."""
+
+
+def with_rate(config: RunConfig, mask: Mask | None) -> RunConfig:
+    """The configuration with the rate that the rule has for so many entries, where it names none."""
+    rate = RULES[config.mask.rule].rate
+    if config.client.learning_rate is not None or mask is None or rate is None:
+        return config
+    return replace(config, client=replace(config.client, learning_rate=rate(mask.num_selected)))
+
+
 def settings_for(config: RunConfig, run_id: str | None = None) -> Settings:
-    """The part of the configuration that clients are told. run_id: of the run that is resumed, else one of its own."""
+    """The part of the configuration that clients are told; a rate is in it. run_id: of the run that is resumed."""
     return Settings(
         model=config.model,
         data=config.data,
@@ -238,12 +286,15 @@ def num_clients(config: RunConfig) -> int:
     return config.clients
 
 
-def save_adapter(path: Path, values: np.ndarray[Any, np.dtype[np.float32]], mask: Mask, base: BaseModel) -> None:
+def _recipe(mask: Mask) -> MaskRecipe:
     assert mask.recipe is not None, "the server's mask is made by a rule"
-    Delta(values, mask.recipe, base.name, base.weights, mask, base.dtype).save(path)
+    return mask.recipe
 
 
-def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scores, ledger: Ledger) -> dict[str, Any]:
+def _summary(
+    config: RunConfig, base: BaseModel, mask: Mask | None, unread: dict[str, int], scores: Scores, ledger: Ledger
+) -> dict[str, Any]:
+    """unread: by name, how many selected entries lie in tensors that no text reads."""
     return {
         "baseline": config.baseline,
         "model": {
@@ -252,6 +303,7 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "dtype": base.dtype,
             "num_parameters": base.num_parameters,
             "digest": base.digest,
+            "inputs_digest": base.inputs_digest,
         },
         "mask": {
             "rule": config.mask.rule if mask is not None else "none",
@@ -261,6 +313,8 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "selected_by_tensor": {name: len(indices) for name, indices in mask.indices.items()}
             if mask is not None
             else {},
+            **_told_zeros(base, mask),
+            **({"unread_by_tensor": unread} if unread else {}),
         },
         "score": scores.score(),
         "own_score": scores.own_score(),
@@ -277,6 +331,14 @@ def _summary(config: RunConfig, base: BaseModel, mask: Mask | None, scores: Scor
             "full_finetuning_bytes_per_client_round": 2 * full_finetuning_bytes_each_way(base.num_parameters),
         },
     }
+
+
+def _told_zeros(base: BaseModel, mask: Mask | None) -> dict[str, int]:
+    """What a rule of smallest magnitude warned of, where it did."""
+    if mask is None or mask.recipe is None or not RULES[mask.recipe.rule].tells_zeros:
+        return {}
+    zeros = sum(exact_zeros(base.encoder, mask).values())
+    return {"exact_zeros": zeros} if zeros else {}
 
 
 @dataclass

@@ -36,6 +36,7 @@ from fedmask.runs.config import (
     to_dict,
 )
 from fedmask.runs.strict_yaml import read_mapping_file
+from fedmask.tasks import SOURCES
 from server.overrides import NAMED_BY, Overrides, read_overrides
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -43,7 +44,7 @@ STUDIES = CONF / "study"
 """Grids of runs for scripts/study.py: no group of a run's configuration."""
 
 # Keys that a run fills in where they are null.
-_LEFT_OPEN = ("data.tasks", "threads", "output")
+_LEFT_OPEN = ("data.tasks", "client.learning_rate", "threads", "output")
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -211,9 +212,13 @@ def _folder_fault(key: str, path: Path, source: str | None) -> str | None:
     if key == "output":
         file = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
         return None if file is None else f"must be a folder, but {file} is a file"
-    if key != "data.root" or path.is_dir() or source not in ("tsv", "hub", "python"):
+    if key != "data.root" or path.is_dir() or not _reads_folder(source):
         return None
     return "must be a folder, but is a file" if path.exists() else "there is no such folder"
+
+
+def _reads_folder(source: str | None) -> bool:
+    return source is not None and SOURCES[source].reads_folder
 
 
 # ----------------------------------------------------------------------------------------------------------------------

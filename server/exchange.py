@@ -148,7 +148,10 @@ class Exchange:
     def _introduce_with(
         self, grid: Grid, nodes: list[int], setup: Setup, server_round: int, timeout: float
     ) -> tuple[list[int], dict[int, str]]:
-        """Returns the nodes whose base weights give another mask, and by node id what else went wrong."""
+        """Returns the nodes whose base weights give another mask, and by node id what else went wrong.
+
+        With other weights the mask's indices help; with another tokenizer or activation a client is refused.
+        """
         setup_bytes = setup.to_bytes()
         sizes, refused, failed = dict[int, int](), list[int](), dict[int, str]()
         open_requests = OpenRequests(time.monotonic() + timeout)
@@ -180,6 +183,7 @@ class Exchange:
                 if "mask-mismatch" in facts:
                     refused.append(node_id)
                     continue
+                self._check_inputs(client_id, facts)
                 self._enrol(client_id, node_id, facts)
             except FedmaskError as error:
                 failed[node_id] = str(error)
@@ -200,6 +204,17 @@ class Exchange:
         if self._client_ids.get(node_id, client_id) != client_id:
             raise FedmaskError(f"client {self._client_ids[node_id]} claims to be client {client_id} now")
         return client_id
+
+    def _check_inputs(self, client_id: int, facts: Facts) -> None:
+        """Raises FedmaskError where a client's base model reads or computes otherwise than the server's."""
+        if "inputs-mismatch" in facts:
+            told = RejectedMessage("inputs-mismatch", word(facts, "inputs-mismatch"))  # one line of bounded length
+            raise FedmaskError(f"client {client_id}: {told}")
+        expected = self._settings.inputs_digest
+        if expected and (found := word(facts, "inputs-digest")) != expected:
+            raise FedmaskError(
+                f"client {client_id} has a base model with inputs digest {found[:80]!r}, the server's has {expected}"
+            )
 
     def _enrol(self, client_id: int, node_id: int, facts: Facts) -> None:
         mask_digest = word(facts, "mask-digest")

@@ -19,6 +19,8 @@ from fedmask.runs.other_words import meant_by
 
 # The key by which a group's file says which one it is. Set alone, it would leave the options of another file behind.
 NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}
+_SAME_AS = {"data.text_a": "data.text"}
+"""Second spellings of a key."""
 _MULTIRUN = ("-m", "--multirun")
 _ONE_RUN = "many runs are a study: scripts/study.py experiment=FILE.yaml"
 # Keys of other scripts.
@@ -52,6 +54,8 @@ def read_overrides(
     read = Overrides()
     for override, is_split in _arguments(overrides, groups):
         key, equals, text = override.partition("=")
+        key = _SAME_AS.get(key, key)
+        override = f"{key}{equals}{text}"
         try:
             if is_split:
                 raise FedmaskError(_not_key_value(override, groups))
@@ -92,7 +96,12 @@ def _arguments(overrides: Sequence[str], groups: Collection[str]) -> Iterator[tu
 def _is_key_alone(argument: str, groups: Collection[str]) -> bool:
     """Whether an argument names a key and gives it no value."""
     word = argument.rstrip(":=")
-    return "=" not in word and bool(meant_by(word, [*KEYS, *groups]))
+    return "=" not in word and bool(meant_by(word, _known(groups)))
+
+
+def _known(groups: Collection[str]) -> list[str]:
+    """What can be given a value."""
+    return [*(key for key in KEYS if key not in NAMED_BY.values()), *groups]
 
 
 def _choice(group: str, name: str, names: Collection[str], studies: Collection[str]) -> str:
@@ -129,8 +138,7 @@ def _value(override: str, groups: Collection[str]) -> object:
     if key in _OTHER_SCRIPTS:
         raise FedmaskError(f"{shown(override)}: no key of a run; {_OTHER_SCRIPTS[key]}")
     if key not in KEYS:
-        settable = [name for name in KEYS if name not in NAMED_BY.values()]
-        raise FedmaskError(unknown_key(key, text, [*settable, *groups]))
+        raise FedmaskError(unknown_key(key, text, _known(groups)))
     if key in NAMED_BY.values():
         group = key.partition(".")[0]
         raise FedmaskError(f"{shown(override)}: comes with the file that {group}=NAME takes; write {group}={text}")
@@ -143,7 +151,7 @@ def _not_key_value(override: str, groups: Collection[str]) -> str:
     """One line, with what is meant where it can be told."""
     word, _, value = re.sub(r"[\s:=]+", "=", override, count=1).partition("=")
     fault = f"{shown(override)}: must be key=value; --help lists all keys"
-    keys = meant_by(word, [*KEYS, *groups])
+    keys = meant_by(word, _known(groups))
     if not keys:
         return fault
     is_switch = keys[0] in KEYS and is_allowed(True, KEYS[keys[0]].allowed)

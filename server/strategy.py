@@ -147,6 +147,12 @@ class MaskedAveraging(Strategy):
         """The global delta as the clients hold it, float32 (k,): what they are scored with."""
         return self._downlink.held("delta", self._exchange.mask_digest, self.state.delta.size)
 
+    @property
+    def heads(self) -> dict[str, str]:
+        """By the digest of its layout the task of each head that the clients have."""
+        members = self._exchange.members
+        return {members[client_id].head_layout: members[client_id].task for client_id in sorted(members)}
+
     def arrays(self) -> ArrayRecord:
         """The global delta as the clients hold it, as Flower's record."""
         return ArrayRecord({"delta": Array(self.held_delta)})
@@ -159,12 +165,18 @@ class MaskedAveraging(Strategy):
     def resume(self, state: ServerState) -> None:
         """Before `start`: go on after the last round of another process of this run.
 
-        Raises FedmaskError where that one had another mask.
+        Raises FedmaskError where that one had another mask, or a base model with another tokenizer or other settings.
         """
         if state.mask_digest != self._exchange.mask_digest or state.delta.size != self.state.delta.size:
             raise FedmaskError(
                 f"the run was begun with mask {state.mask_digest}, this machine's base model and configuration give "
                 f"{self._exchange.mask_digest}; resume it where its base model is"
+            )
+        if state.inputs_digest and state.inputs_digest != self._settings.inputs_digest:
+            raise FedmaskError(
+                "the run was begun with a base model of another tokenizer or other settings (inputs digest "
+                f"{state.inputs_digest[:12]}, this one's is {self._settings.inputs_digest[:12]}); resume it where its "
+                "base model is"
             )
         self._resumed = state
         self.state = GlobalState(state.delta, dict(state.heads), version=state.round)
@@ -181,6 +193,7 @@ class MaskedAveraging(Strategy):
             heads=dict(self.state.heads),
             broadcast=self._downlink.broadcast,
             clients={client_id: self._record_of(member) for client_id, member in self._exchange.members.items()},
+            inputs_digest=self._settings.inputs_digest,
         )
 
     def _record_of(self, member: Member) -> ClientRecord:

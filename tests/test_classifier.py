@@ -1,18 +1,22 @@
 """A merged folder with a head gives the labels that encoder and head give."""
 
+import copy
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import fedmask
 from fedmask.classifier import HEAD_FILE, Classifier, load_classifier
 from fedmask.errors import FedmaskError
-from fedmask.models import BaseModel
+from fedmask.merged import MergedFacts, write_merged
+from fedmask.models import BaseModel, load_base
 from fedmask.tasks.task import Split
-from fedmask.training.head import HeadLayout, save_head
+from fedmask.training.head import HeadLayout, HeadOrigin, save_head
 from fedmask.training.text import encode, tokenize
 
 TEXTS = [f"film {i} was {word}" for i in range(10) for word in ("fine", "dull and far too long to sit through", "odd")]
@@ -24,7 +28,10 @@ def features_of(base: BaseModel, pairs: bool = False) -> torch.Tensor:
     """(30, H) features of the texts, or of the pairs."""
     second = tuple(second for _, second in PAIRS) if pairs else None
     split = Split(tuple(TEXTS), second, np.zeros(len(TEXTS), np.int64))
-    return encode(base.encoder, tokenize(split, base.tokenizer, base.encoder, 128))
+    return encode(
+        base.encoder,
+        tokenize(split, base.tokenizer, base.encoder, min(128, base.encoder.config.max_position_embeddings)),
+    )
 
 
 def saved(folder: Path, base: BaseModel, layout: HeadLayout) -> np.ndarray:
@@ -109,6 +116,128 @@ def test_classifying_leaves_no_graph(topics: tuple[Path, np.ndarray]) -> None:
     classifier = load_classifier(topics[0])
     with torch.autograd.graph.saved_tensors_hooks(lambda _: pytest.fail("a tensor was kept"), lambda kept: kept):
         classifier(TEXTS)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the folder says of its training
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def merged(folder: Path, base: BaseModel, layout: HeadLayout = TOPICS, pairs: bool = False, length: int = 6) -> Path:
+    """As merge writes it, with a delta of zeros."""
+    head = folder.with_name(f"{folder.name}-head.safetensors")
+    origin = HeadOrigin(base.name, base.digest, base.inputs, "a" * 16, length, pairs)
+    save_head(head, layout, (layout.random_start(1) * 100).numpy(), origin)
+    folder.mkdir()
+    facts = MergedFacts(base.name, base.digest, base.inputs, "a" * 16, length, base.digest, 1, layout.task, pairs)
+    write_merged(folder, copy.deepcopy(base.encoder), base.tokenizer, facts, head, layout)
+    return folder
+
+
+def test_scores_are_the_probabilities_of_the_labels(topics: tuple[Path, np.ndarray], tiny: BaseModel) -> None:
+    folder, packed = topics
+    classifier = load_classifier(folder)
+    assert classifier.labels == ("art", "law", "sea")
+    outputs = (features_of(tiny).numpy() @ packed[:-3].reshape(3, 64).T + packed[-3:]).astype(np.float64)
+    expected = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+    found = classifier.scores(TEXTS)
+    assert (found.dtype, found.shape) == (np.float32, (30, 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert [classifier.labels[row.argmax()] for row in found] == classifier(TEXTS)
+    assert classifier.scores([]).shape == (0, 3)
+
+
+def test_a_regression_has_no_labels_and_its_numbers_are_its_scores(tiny: BaseModel, tmp_path: Path) -> None:
+    saved(tmp_path, tiny, HeadLayout("rating", None, 64))
+    classifier = load_classifier(tmp_path)
+    assert classifier.labels is None
+    assert classifier.scores(TEXTS).shape == (30, 1)
+    assert classifier.scores(TEXTS)[:, 0].tolist() == classifier(TEXTS)
+
+
+def test_texts_are_cut_where_training_cut_them(tiny: BaseModel, tmp_path: Path) -> None:
+    classifier = load_classifier(merged(tmp_path / "m", tiny))
+    assert classifier.max_length == 6
+    longer = [f"film {number} {TEXTS[1] * 9}" for number in range(5)]
+    assert classifier.scores(longer).tolist() == classifier.scores(longer, max_length=6).tolist()
+    assert classifier.scores(longer).tolist() != classifier.scores(longer, max_length=128).tolist()
+    with pytest.raises(FedmaskError, match="this model reads at most 128 tokens"):
+        classifier(longer, max_length=129)
+
+
+def test_the_plainest_call_works_on_a_model_of_forty_positions(tmp_path: Path) -> None:
+    geometry = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    geometry |= {"intermediate_size": 64, "vocab_size": 1461, "max_position_embeddings": 40}
+    base = load_base("forty", geometry=geometry)
+    layout = HeadLayout("topics", ("art", "law"), 32)
+    saved(tmp_path / "old", base, layout)  # says nothing of its training
+    assert load_classifier(tmp_path / "old").max_length == 40
+    assert load_classifier(tmp_path / "old")(["a"])[0] in ("art", "law")
+    assert load_classifier(merged(tmp_path / "new", base, layout, length=32))(["a " * 99])[0] in ("art", "law")
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_texts_of_the_kind_that_the_head_is_not_for_are_refused(tiny: BaseModel, tmp_path: Path, pairs: bool) -> None:
+    classifier = load_classifier(merged(tmp_path / "m", tiny, pairs=pairs))
+    right, wrong = (PAIRS, TEXTS) if pairs else (TEXTS, PAIRS)
+    assert len(classifier(right)) == 30
+    for ask in (classifier, classifier.scores):
+        with pytest.raises(FedmaskError, match=r"^the head of topics is for (pairs of texts: classifier|single texts)"):
+            ask(wrong)
+
+
+def test_a_folder_of_an_older_merge_is_warned_of_once(
+    tiny: BaseModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path / "old", tiny, TOPICS)
+    assert load_classifier(tmp_path / "old").max_length == 128
+    assert len(caplog.messages) == 1
+    caplog.clear()
+    load_classifier(merged(tmp_path / "new", tiny))
+    assert caplog.messages == []
+    shutil.copyfile(tmp_path / "new-head.safetensors", tmp_path / "old" / HEAD_FILE)
+    assert load_classifier(tmp_path / "old").max_length == 6
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path / 'old'}: it does not say of which merge it is")
+
+
+def test_a_head_model_or_tokenizer_that_was_not_merged_there_is_refused(tiny: BaseModel, tmp_path: Path) -> None:
+    folder = merged(tmp_path / "m", tiny)
+
+    def refusal() -> str:
+        with pytest.raises(FedmaskError) as caught:
+            load_classifier(folder)
+        return str(caught.value)
+
+    origin = HeadOrigin(tiny.name, tiny.digest, tiny.inputs, "b" * 16, 6, False)
+    good = (folder / HEAD_FILE).read_bytes()
+    save_head(folder / HEAD_FILE, TOPICS, TOPICS.random_start(1).numpy(), origin)
+    assert refusal() == f"{folder}: its head is of run {'b' * 16}, its model of run {'a' * 16}; merge again"
+    other = HeadLayout("sst2", TOPICS.labels, 64)
+    save_head(folder / HEAD_FILE, other, other.random_start(1).numpy())
+    assert refusal() == f"{folder}: its head is of task sst2, merged was one of topics; merge again"
+    turned = HeadLayout("topics", ("sea", "law", "art"), 64)
+    save_head(folder / HEAD_FILE, turned, turned.random_start(1).numpy())
+    assert refusal() == f"{folder}: its head has the labels sea, law, art, merged was one of art, law, sea; merge again"
+    (folder / HEAD_FILE).write_bytes(good)
+
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"][3] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert refusal() == f"{folder}: its weights are not those that were merged; merge again"
+    weights["encoder.layer.0.output.dense.bias"][3] -= 1
+    tiny.encoder.save_pretrained(folder)  # type: ignore[operator]
+    assert load_classifier(folder).max_length == 6  # a folder that was written anew knows of no merge, its head does
+
+    again = merged(tmp_path / "again", tiny)
+    config = json.loads((again / "config.json").read_text())
+    (again / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(FedmaskError, match=r"than the model that was merged into .*again.*: hidden_act relu instead"):
+        load_classifier(again)
+    for section in ([], {"max_length": 3}, {**config["fedmask"], "max_length": "x"}, {**config["fedmask"], "more": 1}):
+        (again / "config.json").write_text(json.dumps(config | {"fedmask": section}))
+        with pytest.raises(FedmaskError, match=r"^config\.json: .*; merge again$"):
+            load_classifier(again)
 
 
 @pytest.mark.parametrize("texts", [["a", ("b", "c")], [("a", "b"), "c"], [1], [("a", "b", "c")], [("a", "b"), ("c",)]])

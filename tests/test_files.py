@@ -1,4 +1,4 @@
-"""A folder of one process alone: whoever comes second is told, and no lock outlives its process."""
+"""A folder of one process alone: whoever comes second is told, and no lock outlives its process. A home's paths."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedmask.errors import FedmaskError
-from fedmask.files import LOCK, locked
+from fedmask.files import LOCK, locked, path_fault, with_home
 
 
 def hold(folder: Path, sending: Connection) -> None:
@@ -56,3 +56,33 @@ def test_a_lock_that_its_holder_has_just_removed_holds_nothing(tmp_path: Path, m
         assert (tmp_path / LOCK).exists()
         with pytest.raises(FedmaskError), locked(tmp_path, "refused"):
             pytest.fail("two hold one folder")
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("~", "/home/me"),
+        ("~/", "/home/me/"),
+        ("~/a b/~", "/home/me/a b/~"),
+        ("~root/x", "/root/x"),
+        ("a/~/b", "a/~/b"),
+        ("./~/b", "./~/b"),
+        ("$HOME/a", "$HOME/a"),
+        ("a~", "a~"),
+        ("", ""),
+    ],
+)
+def test_a_leading_tilde_is_a_home_and_nothing_else_is_changed(
+    written: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert with_home(written) == path
+    assert path_fault(with_home(written)) is None
+
+
+def test_what_names_no_file_is_told() -> None:
+    gone = "~nobody-has-this-name/x"
+    assert with_home(gone) == gone
+    fault = path_fault(gone)
+    assert fault == f"there is no home folder ~nobody-has-this-name; a name with a ~ in front is written ./{gone}"
+    assert path_fault("a\0b") == "no path has a NUL character"

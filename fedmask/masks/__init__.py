@@ -3,5 +3,6 @@
 from fedmask.masks.digest import base_digest
 from fedmask.masks.mask import Mask, MaskRecipe
 from fedmask.masks.rules import RULES, select
+from fedmask.masks.zeros import exact_zeros
 
-__all__ = ["RULES", "Mask", "MaskRecipe", "base_digest", "select"]
+__all__ = ["RULES", "Mask", "MaskRecipe", "base_digest", "exact_zeros", "select"]

@@ -6,7 +6,7 @@ logical (row-major) order, whatever their layout in memory. It is streamed: no t
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from fedmask.errors import FedmaskError
 CHUNK_ENTRIES = 1 << 18
 """Entries looked at together: small enough for a core's cache, large enough that the loop costs nothing."""
 
-_INTEGERS_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS_OF_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes a value takes, the integers that show its bits."""
 
 
-def base_digest(model: nn.Module) -> str:
+def base_digest(model: nn.Module, look: Callable[[str, Tensor], None] | None = None) -> str:
     """SHA-256 (64 hexadecimal characters) of the model's parameters; independent of memory layout and thread count.
 
+    look: is shown each parameter's name and values, piece by piece on the way, so that nothing is read twice.
     Raises FedmaskError where a parameter has no values (meta device).
     """
     sha = hashlib.sha256()
@@ -29,7 +31,9 @@ def base_digest(model: nn.Module) -> str:
         dtype = str(parameter.dtype).removeprefix("torch.")
         sha.update(json.dumps([name, dtype, list(parameter.shape)]).encode() + b"\n")
         for chunk in logical_chunks(name, parameter):
-            bits = chunk.view(_INTEGERS_OF_WIDTH[chunk.element_size()]).numpy()
+            if look is not None:
+                look(name, chunk)
+            bits = chunk.view(INTEGERS_OF_WIDTH[chunk.element_size()]).numpy()
             sha.update(bits.astype(bits.dtype.newbyteorder("<"), copy=False).data)
     return sha.hexdigest()
 

@@ -150,16 +150,22 @@ class MaskRecipe:
     rule: str
     """A name in `fedmask.masks.RULES`."""
     options: Mapping[str, Any]
-    """The arguments of `select` that matter to the rule: density, scope, include, exclude, seed, embeddings."""
+    """The arguments of `select` that matter to the rule: density, scope, include, exclude, seed, embeddings,
+    key_biases."""
     base_digest: str
     """Digest of the base weights the mask was computed from."""
     mask_digest: str
     """Digest of the mask."""
+    inputs: Mapping[str, Any] | None = None
+    """By name what beside its weights decides the base model's outputs (`fedmask.models.identity`), where it is told.
+    No part of the mask: `rebuild` does not look at it."""
 
     def to_bytes(self) -> bytes:
         """Compact JSON."""
         fields = {"rule": self.rule, "options": dict(self.options), "ties": _TIES}
         fields |= {"base-digest": self.base_digest, "mask-digest": self.mask_digest}
+        if self.inputs is not None:
+            fields["inputs"] = dict(self.inputs)
         return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
 
     @staticmethod
@@ -167,7 +173,7 @@ class MaskRecipe:
         """The inverse of `to_bytes`; raises FedmaskError for bytes that are no recipe of this version."""
         fields = _parse_json(data, "mask recipe") if len(data) <= _MAX_RECIPE_BYTES else None
         keys = {"rule", "options", "ties", "base-digest", "mask-digest"}
-        if not isinstance(fields, dict) or fields.keys() != keys or fields["ties"] != _TIES:
+        if not isinstance(fields, dict) or fields.keys() - {"inputs"} != keys or fields["ties"] != _TIES:
             raise FedmaskError("mask recipe: not one of this version of fedmask; update the older side")
         rule, options = fields["rule"], fields["options"]
         digests = fields["base-digest"], fields["mask-digest"]
@@ -178,15 +184,18 @@ class MaskRecipe:
                 raise FedmaskError(
                     f"mask recipe: option {key!r}: {json.dumps(value)} is not one that this version knows"
                 )
-        return MaskRecipe(rule, options, *digests)
+        inputs = fields.get("inputs")
+        if inputs is not None and not _is_named_values(inputs):
+            raise FedmaskError("mask recipe: damaged (inputs are not named values); send it again")
+        return MaskRecipe(rule, options, *digests, inputs)
 
     def rebuild(self, model: nn.Module, base_digest: str | None = None) -> Mask:
         """The mask, computed from `model` (whose digest `base_digest` is, where the caller has it).
 
         Raises MaskMismatchError, with both digests, when the weights or the mask are not those of the recipe.
         """
-        # `select` makes recipes and recipes call `select`: one of the two has to import late.
-        from fedmask.masks.rules import select
+        # `computed` makes recipes and recipes call it: one of the two has to import late.
+        from fedmask.masks.rules import computed
 
         found = base_digest or digest_of_base(model)
         if found != self.base_digest:
@@ -194,7 +203,7 @@ class MaskRecipe:
                 f"mask recipe: it is for base weights {self.base_digest}, this model's are {found}; load the same base"
                 " model in the same dtype, or ask for the indices themselves"
             )
-        mask = select(model, self.rule, **self.options, base_digest=found)
+        mask = computed(model, self.rule, self.options, found, self.inputs)
         if mask.digest != self.mask_digest:
             raise MaskMismatchError(
                 f"mask recipe: it promises mask {self.mask_digest}, rule {self.rule} computes {mask.digest} here; ask"
@@ -307,6 +316,10 @@ def _is_text_list(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _is_named_values(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_word, value))
+
+
 def _is_word(value: Any) -> bool:
     return isinstance(value, str) and value.isidentifier()
 
@@ -321,6 +334,7 @@ _IS_OPTION: Mapping[str, Callable[[Any], bool]] = {
     "include": _is_text_list,
     "exclude": _is_text_list,
     "embeddings": lambda value: isinstance(value, bool),
+    "key_biases": lambda value: isinstance(value, bool),
     "seed": lambda value: type(value) is int,
 }
 """The options of `select` that a recipe may carry, and how each is told from damage."""

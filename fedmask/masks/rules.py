@@ -3,58 +3,37 @@
 `pafi` takes the k smallest |w| (the PaFi-style mask; no data enters the choice), `largest` the k largest, `random` k at
 random; ties go to the lowest (tensor order, flat index). The others take whole tensors: feed-forward biases, all
 biases, everything. k = round(density x parameters of the model).
-
-The magnitude rules read the weights once, in pieces: a strided sample gives an upper bound of the k-th smallest |w|,
-one pass collects what lies below, and whenever more than about 2 k are held the surplus is dropped, so memory stays
-O(k) however many weights are tied. As many threads as torch has share the pass: each finds the k smallest of its run of
-tensors, and the k smallest of those are the answer, whatever the number of threads.
 """
 
 import difflib
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmask.errors import FedmaskError
+from fedmask.masks.candidates import all_biases, encoder_weights, everything, ffn_biases
 from fedmask.masks.digest import base_digest as digest_of_base
-from fedmask.masks.digest import logical_chunks
+from fedmask.masks.drawn import drawn_positions
 from fedmask.masks.indices import Indices
 from fedmask.masks.mask import Mask, MaskRecipe
+from fedmask.masks.rates import RateByCount
+from fedmask.masks.smallest import Tensors, largest, refuse_nan, smallest
+from fedmask.masks.zeros import tell_zeros
 from fedmask.randomness import seed_for
-
-Tensors = Mapping[str, Tensor]
-Keys = npt.NDArray[np.uint32]
 
 DEFAULT_DENSITY = 3e-4
 """The 0.03% of the base model's parameters that this project is about."""
 
 SCOPES = ("global", "per_tensor")
 
-_MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
-_INFINITY_BITS = np.uint32(0x7F800000)
-_SAMPLE_STRIDE = 997
-_SAMPLE_ENTRIES = 4096
-_SLACK_ENTRIES = 1 << 16
-_ENTRIES_WORTH_A_THREAD = 1 << 19
-
-_FFN_BIAS = re.compile(
-    r"(^|\.)("
-    r"intermediate\.dense|(?<!attention\.)output\.dense"  # BERT, RoBERTa, MiniLM, MPNet, ELECTRA, DeBERTa
-    r"|ffns?\.(\d+\.)?lin[12]"  # DistilBERT, XLM
-    r"|ffn|ffn_output"  # ALBERT
-    r"|mlp\.\w*(?<!norm)"  # ModernBERT
-    r"|layers\.\d+\.linear[12]"  # torch.nn.TransformerEncoder
-    r")\.bias$"
-)
+ABSENT = {"embeddings": False, "key_biases": True}
+"""What a recipe without the option means: so it was before there was a choice."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +45,15 @@ class Rule:
     kind: str
     """What the candidates are, in words."""
     candidates: Callable[[nn.Module, bool], list[str]]
-    """(model, embeddings) -> names of the candidate tensors, in model order; reads no values."""
+    """(model, whether `switch` is on) -> names of the candidate tensors, in model order; reads no values."""
     choose: Callable[[Tensors, int, int], dict[str, Indices]]
     """(candidate tensors, k, seed) -> sorted indices (k_i,) of each candidate, k in all."""
+    rate: RateByCount | None = None
+    """AdamW's rate for its entries, where that follows their number; else conf/mask says one."""
+    switch: str | None = None
+    """The option, true or false, that adds to the candidates."""
+    tells_zeros: bool = False
+    """Whether it seeks small magnitudes, so that exact zeros among its entries are told: they come first of all."""
 
 
 def select(
@@ -79,8 +64,10 @@ def select(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     embeddings: bool = False,
+    key_biases: bool = False,
     seed: int = 0,
     base_digest: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Mask:
     """The mask of `rule` over the bare encoder `model`, with its recipe.
 
@@ -94,44 +81,67 @@ def select(
             embeddings, and no pooler, which has no gradient under mean pooling.
         exclude: name patterns taken out of the candidates.
         embeddings: whether rule `all` selects the embeddings too.
+        key_biases: whether rule `bitfit` selects the biases of attention keys too where the model's outputs do not
+            depend on them (BERT and its like; elsewhere it always does).
         seed: of rule `random`.
         base_digest: digest of the model's weights where the caller has it; computed where None.
+        inputs: `BaseModel.inputs` for the recipe: an adapter then says with which tokenizer and settings it belongs.
 
     density, scope, include and exclude belong to pafi, largest and random. Raises FedmaskError for options out of
     range or given to a rule that takes none, patterns without a match, NaN among the candidates, and a model that has
-    nothing for the rule.
+    nothing for the rule. Logs a warning where the rule of smallest magnitude selects exact zeros.
     """
-    options = _checked_options(rule, density, scope, include, exclude, embeddings, seed)
-    candidates = _candidates(model, rule, include, exclude, embeddings)
+    given = {"density": density, "scope": scope, "include": include, "exclude": exclude, "seed": seed}
+    mask = computed(model, rule, given | {"embeddings": embeddings, "key_biases": key_biases}, base_digest, inputs)
+    if RULES[rule].tells_zeros:
+        tell_zeros(model, rule, mask)
+    return mask
+
+
+def computed(
+    model: nn.Module,
+    rule: str,
+    given: Mapping[str, Any],
+    base_digest: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+) -> Mask:
+    """`select` without a word on what it selected; `given` are its options by name, as a recipe carries them."""
+    options = _checked_options(rule, **given)
+    candidates = _candidates(model, rule, options)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     count = _count(candidates, options.get("density"), num_parameters)
-    indices = _choose(candidates, rule, count, options.get("scope"), seed)
+    indices = _choose(candidates, rule, count, options.get("scope"), options.get("seed", 0))
     mask = Mask({name: tuple(candidates[name].shape) for name in indices}, indices, num_parameters)
-    return replace(mask, recipe=MaskRecipe(rule, options, base_digest or digest_of_base(model), mask.digest))
+    return replace(mask, recipe=MaskRecipe(rule, options, base_digest or digest_of_base(model), mask.digest, inputs))
 
 
 def _checked_options(
     rule: str,
-    density: float | None,
-    scope: str | None,
-    include: Sequence[str] | None,
-    exclude: Sequence[str],
-    embeddings: bool,
-    seed: int,
+    density: float | None = None,
+    scope: str | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    embeddings: bool | None = None,
+    key_biases: bool | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """The options that matter to the rule, defaults filled in: what its recipe carries."""
+    """The options that matter to the rule, defaults filled in: what its recipe carries. None: not given."""
     if rule not in RULES:
         near = difflib.get_close_matches(rule, RULES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RULES)}"
         raise FedmaskError(f"mask.rule={rule}: there is no such rule; {hint}")
-    if embeddings and rule != "all":
-        raise FedmaskError(f"mask.embeddings=true: rule {rule} takes none, only rule all does; leave it out")
+    switches = {"embeddings": embeddings, "key_biases": key_biases}
+    for switch, is_on in switches.items():
+        if is_on and switch != RULES[rule].switch:
+            taker = next(name for name in RULES if RULES[name].switch == switch)
+            raise FedmaskError(f"mask.{switch}=true: rule {rule} takes none, only rule {taker} does; leave it out")
     if not RULES[rule].takes_density:
         given = {"density": density, "scope": scope, "include": include, "exclude": exclude or None}
         for key, value in given.items():
             if value is not None:
                 raise FedmaskError(f"mask.{key}={value}: rule {rule} takes none, it selects all {RULES[rule].kind}")
-        return {"embeddings": True} if embeddings else {}
+        own = {switch: is_on for switch, is_on in switches.items() if switch == RULES[rule].switch}
+        return {switch: is_on for switch, is_on in own.items() if is_on is not None and is_on != ABSENT[switch]}
     density = DEFAULT_DENSITY if density is None else density
     scope = "global" if scope is None else scope
     if not isinstance(density, int | float) or not 0 < density <= 1:
@@ -144,19 +154,33 @@ def _checked_options(
     return options | ({"seed": seed} if rule == "random" else {})
 
 
-def _candidates(
-    model: nn.Module, rule: str, include: Sequence[str] | None, exclude: Sequence[str], embeddings: bool
-) -> Tensors:
+def _candidates(model: nn.Module, rule: str, options: Mapping[str, Any]) -> Tensors:
     """The tensors a rule chooses from, in model order."""
     parameters = dict(model.named_parameters())
-    names = RULES[rule].candidates(model, embeddings) if include is None else _matching("include", include, parameters)
+    include, exclude = options.get("include"), options.get("exclude", ())
+    if include is None:
+        switch = RULES[rule].switch
+        names = RULES[rule].candidates(model, switch is not None and options.get(switch, ABSENT[switch]))
+    else:
+        names = _matching("include", include, parameters)
     left_out = set(_matching("exclude", exclude, parameters))
     candidates = {name: parameters[name] for name in names if name not in left_out and parameters[name].numel()}
     if not candidates and (include is not None or exclude):
         raise FedmaskError(f"mask.include={include}, mask.exclude={exclude}: they leave no candidate tensor")
     if not candidates:
-        raise FedmaskError(f"rule {rule}: the model has no {RULES[rule].kind}; choose another rule, such as pafi")
+        raise _nothing_for(model, rule)
     return candidates
+
+
+def _nothing_for(model: nn.Module, rule: str) -> FedmaskError:
+    """What to do with a model that has no candidates for the rule: the first rule that has some is named."""
+    if not everything(model, False):
+        return FedmaskError(
+            f"rule {rule}: the model has no layers, for all its parameters are embeddings or a pooler's; take another"
+            " model"
+        )
+    other = next(name for name in _PROPOSED if RULES[name].candidates(model, False))
+    return FedmaskError(f"rule {rule}: the model has no {RULES[rule].kind}; choose another rule, such as {other}")
 
 
 def _matching(key: str, patterns: Sequence[str], names: Mapping[str, Any]) -> list[str]:
@@ -208,61 +232,27 @@ def _shares(count: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-# Which tensors -------------------------------------------------------------------------------------------------------
-
-
-def _encoder_weights(model: nn.Module, embeddings: bool) -> list[str]:
-    outside = _pooler(model) | _embeddings(model)
-    return [name for name, tensor in model.named_parameters() if name not in outside and tensor.ndim == 2]
-
-
-def _ffn_biases(model: nn.Module, embeddings: bool) -> list[str]:
-    outside = _pooler(model)
-    return [name for name, _ in model.named_parameters() if name not in outside and _FFN_BIAS.search(name)]
-
-
-def _all_biases(model: nn.Module, embeddings: bool) -> list[str]:
-    outside = _pooler(model)
-    return [name for name, _ in model.named_parameters() if name not in outside and re.search(r"(^|[._])bias$", name)]
-
-
-def _everything(model: nn.Module, embeddings: bool) -> list[str]:
-    outside = _pooler(model) if embeddings else _pooler(model) | _embeddings(model)
-    return [name for name, _ in model.named_parameters() if name not in outside]
-
-
-def _pooler(model: nn.Module) -> set[str]:
-    return {name for name, _ in model.named_parameters() if "pooler" in name.split(".")}
-
-
-def _embeddings(model: nn.Module) -> set[str]:
-    """Tensors of the embedding block, its normalisation included, and of embedding modules anywhere else."""
-    block = {name for name, _ in model.named_parameters() if any(part.startswith("embed") for part in name.split("."))}
-    modules = (f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding))
-    return block | set(modules)
-
-
-# Which of their entries ----------------------------------------------------------------------------------------------
+# Which of their entries -----------------------------------------------------------------------------------------------
 
 
 def _smallest(tensors: Tensors, count: int, seed: int) -> dict[str, Indices]:
-    return _split(tensors, _bottom(tensors, count, _keys))
+    return _split(tensors, smallest(tensors, count))
 
 
 def _largest(tensors: Tensors, count: int, seed: int) -> dict[str, Indices]:
-    return _split(tensors, _bottom(tensors, count, _reversed_keys))
+    return _split(tensors, largest(tensors, count))
 
 
 def _random(tensors: Tensors, count: int, seed: int) -> dict[str, Indices]:
-    _refuse_nan(tensors)
+    refuse_nan(tensors)
     total = sum(tensor.numel() for tensor in tensors.values())
     # A tensor drawn from by itself (scope per_tensor) has its own stream, all tensors together have one.
     purpose = next(iter(tensors)) if len(tensors) == 1 else "all"
-    return _split(tensors, _draw(count, total, seed_for(seed, "random mask", purpose)))
+    return _split(tensors, drawn_positions(count, total, seed_for(seed, "random mask", purpose)))
 
 
 def _whole(tensors: Tensors, count: int, seed: int) -> dict[str, Indices]:
-    _refuse_nan(tensors)
+    refuse_nan(tensors)
     return {name: np.arange(tensor.numel(), dtype=np.int64) for name, tensor in tensors.items()}
 
 
@@ -284,168 +274,18 @@ def _split(tensors: Tensors, positions: Indices) -> dict[str, Indices]:
     return {name: positions[cuts[i] : cuts[i + 1]] - starts[i] for i, name in enumerate(tensors)}
 
 
-def _draw(count: int, total: int, seed: int) -> Indices:
-    """`count` distinct sorted positions below `total`, every such set equally likely, in O(count) memory.
-
-    The raw stream of PCG64 is the same on every machine and NumPy version; NumPy's own samplers do not promise that.
-    """
-    if 2 * count > total:
-        selected = np.ones(total, dtype=bool)
-        selected[_draw(total - count, total, seed)] = False
-        return np.flatnonzero(selected)
-    stream = np.random.PCG64(seed)
-    # Numbers from here on would make some remainders likelier than others.
-    fair_end = np.uint64(2**64 // total * total - 1)
-    drawn = np.empty(0, dtype=np.int64)
-    while len(drawn) < count:
-        raw = stream.random_raw(count - len(drawn) + 16)
-        drawn = np.concatenate([drawn, (raw[raw <= fair_end] % np.uint64(total)).astype(np.int64)])
-        _, first_places = np.unique(drawn, return_index=True)
-        drawn = drawn[np.sort(first_places)][:count]
-    return np.sort(drawn)
-
-
-# The k smallest keys -------------------------------------------------------------------------------------------------
-
-
-def _keys(magnitudes: Keys) -> Keys:
-    """Bits of |w| as float32 order as |w| does, without rounding and with 0 = -0."""
-    return magnitudes
-
-
-def _reversed_keys(magnitudes: Keys) -> Keys:
-    return np.subtract(_INFINITY_BITS, magnitudes, out=magnitudes)
-
-
-def _bottom(tensors: Tensors, count: int, to_keys: Callable[[Keys], Keys]) -> Indices:
-    """Positions, in the concatenation of the tensors, of the `count` smallest keys; ties to the lowest position."""
-    sample = to_keys(_sample(tensors))
-    total = sum(tensor.numel() for tensor in tensors.values())
-    expected = count * len(sample) / total
-    rank = math.ceil(expected + 6 * math.sqrt(expected)) + 16
-    while True:
-        is_bounded = rank < len(sample)
-        # Exclusive bound; every key is at most that of infinity.
-        bound = int(np.partition(sample, rank)[rank]) + 1 if is_bounded else int(_INFINITY_BITS) + 1
-        positions = _collect(tensors, count, bound, to_keys)
-        if len(positions) == count:
-            return positions
-        rank *= 2
-
-
-def _sample(tensors: Tensors) -> Keys:
-    """Magnitude bits of every 997th entry (of more where there are few): a guess at the bound, never the answer."""
-    total = sum(tensor.numel() for tensor in tensors.values())
-    stride = min(_SAMPLE_STRIDE, max(1, total // _SAMPLE_ENTRIES))
-    taken = [t.detach().take(torch.arange(0, t.numel(), stride, device=t.device)) for t in tensors.values()]
-    return np.concatenate([_bits(piece.cpu()) & _MAGNITUDE_BITS for piece in taken])
-
-
-def _collect(tensors: Tensors, count: int, bound: int, to_keys: Callable[[Keys], Keys]) -> Indices:
-    """Positions of the `count` smallest keys below `bound` (of all of them, where there are fewer), ascending."""
-    runs = _runs(tensors, torch.get_num_threads())
-    with ThreadPoolExecutor(len(runs)) as pool:  # NumPy lets other threads work while it does
-        futures = [pool.submit(_collect_run, run, start, count, bound, to_keys) for start, run in runs]
-        keys, positions = zip(*(future.result() for future in futures), strict=True)
-    return _lowest(np.concatenate(keys), np.concatenate(positions), count)[1]
-
-
-def _runs(tensors: Tensors, most: int) -> Sequence[tuple[int, Tensors]]:
-    """The tensors in at most `most` runs of about the same size, each with the position where it starts."""
-    total = sum(tensor.numel() for tensor in tensors.values())
-    most = max(1, min(most, total // _ENTRIES_WORTH_A_THREAD))
-    runs: list[tuple[int, dict[str, Tensor]]] = []
-    start = 0
-    for name, tensor in tensors.items():
-        if start * most >= len(runs) * total:
-            runs.append((start, {}))
-        runs[-1][1][name] = tensor
-        start += tensor.numel()
-    return runs
-
-
-def _collect_run(
-    tensors: Tensors, start: int, count: int, bound: int, to_keys: Callable[[Keys], Keys]
-) -> tuple[Keys, Indices]:
-    """The `count` smallest keys below `bound` of tensors that start at position `start`, and their positions."""
-    keys, positions = [np.empty(0, dtype=np.uint32)], [np.empty(0, dtype=np.int64)]
-    held = 0
-    for offset, magnitudes in _magnitude_chunks(tensors):
-        chunk = to_keys(magnitudes)
-        below = np.flatnonzero(chunk < np.uint32(bound))
-        if not len(below):
-            continue
-        keys.append(chunk[below])
-        positions.append(below + (start + offset))
-        held += len(below)
-        if held > 2 * count + _SLACK_ENTRIES:
-            kept_keys, kept_positions = _lowest(np.concatenate(keys), np.concatenate(positions), count)
-            keys, positions, held = [kept_keys], [kept_positions], count
-            # Later positions lose every tie, so only smaller keys are of interest from here on.
-            bound = int(kept_keys.max(initial=0))
-    return _lowest(np.concatenate(keys), np.concatenate(positions), count)
-
-
-def _lowest(keys: Keys, positions: Indices, count: int) -> tuple[Keys, Indices]:
-    """The `count` smallest keys and their positions; among ties, and in the result, by ascending position."""
-    if len(keys) <= count:
-        return keys, positions
-    if count == 0:
-        return keys[:0], positions[:0]
-    largest = np.partition(keys, count - 1)[count - 1]
-    kept = keys < largest
-    ties = np.flatnonzero(keys == largest)
-    kept[ties[: count - np.count_nonzero(kept)]] = True
-    return keys[kept], positions[kept]
-
-
-def _magnitude_chunks(tensors: Tensors) -> Iterator[tuple[int, Keys]]:
-    """(position, magnitude bits) of piece after piece of the tensors; a piece is overwritten by the next one.
-
-    Raises FedmaskError at a NaN, and for a dtype whose values float32 does not hold exactly.
-    """
-    buffer: Keys = np.empty(0, dtype=np.uint32)
-    start = 0
-    for name, tensor in tensors.items():
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise FedmaskError(
-                f"parameter {name}: masks are chosen in float32, float16 or bfloat16, not {tensor.dtype}"
-            )
-        for chunk in logical_chunks(name, tensor):
-            bits = _bits(chunk)
-            if len(buffer) < len(bits):
-                buffer = np.empty(len(bits), dtype=np.uint32)
-            magnitudes = np.bitwise_and(bits, _MAGNITUDE_BITS, out=buffer[: len(bits)])
-            # Among magnitude bits, NaN is what lies above infinity.
-            if magnitudes.max(initial=0) > _INFINITY_BITS:
-                raise FedmaskError(f"parameter {name}: it holds NaN; load the base weights again")
-            yield start, magnitudes
-            start += len(bits)
-
-
-def _bits(values: Tensor) -> Keys:
-    """float16 and bfloat16 fit into float32 exactly, and one order then holds for models that mix them."""
-    bits: Keys = values.to(torch.float32).view(torch.int32).numpy().view(np.uint32)
-    return bits
-
-
-def _refuse_nan(tensors: Tensors) -> None:
-    for _ in _magnitude_chunks(tensors):
-        pass
-
-
 RULES: Mapping[str, Rule] = {
-    "pafi": Rule(True, "2-D encoder weights", _encoder_weights, _smallest),
-    "largest": Rule(True, "2-D encoder weights", _encoder_weights, _largest),
-    "random": Rule(True, "2-D encoder weights", _encoder_weights, _random),
-    "hiwi": Rule(
-        False,
-        "feed-forward biases",
-        _ffn_biases,
-        _whole_unless_zero,
+    "pafi": Rule(
+        True, "2-D encoder weights", encoder_weights, _smallest, rate=RateByCount(0.02, 0.6, 0.003), tells_zeros=True
     ),
-    "ffn_bias": Rule(False, "feed-forward biases", _ffn_biases, _whole),
-    "bitfit": Rule(False, "biases", _all_biases, _whole),
-    "all": Rule(False, "parameters", _everything, _whole),
+    "largest": Rule(True, "2-D encoder weights", encoder_weights, _largest, rate=RateByCount(0.03, 0.6, 0.003)),
+    "random": Rule(True, "2-D encoder weights", encoder_weights, _random, rate=RateByCount(0.03, 0.4, 0.01)),
+    "hiwi": Rule(False, "feed-forward biases", ffn_biases, _whole_unless_zero),
+    "ffn_bias": Rule(False, "feed-forward biases", ffn_biases, _whole),
+    "bitfit": Rule(False, "biases", all_biases, _whole, switch="key_biases"),
+    "all": Rule(False, "parameters", everything, _whole, switch="embeddings"),
 }
 """Rule name -> Rule. A new rule is a function or two and one line here."""
+
+_PROPOSED = ("pafi", "bitfit", "all")
+"""A rule for each kind of candidate, in the order in which they are tried where a model has none for the rule given."""

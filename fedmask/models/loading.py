@@ -4,27 +4,28 @@ In: a name and where to look. Out: a `BaseModel` whose weights, and so whose dig
 tensors that a checkpoint lacks (RoBERTa's pooler) are set to zero instead of to random numbers.
 """
 
+import inspect
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from fedmask.errors import FedmaskError
+from fedmask.errors import FedmaskError, cause_line
 from fedmask.masks import base_digest
-from fedmask.models.sources import Source, resolve
-from fedmask.models.tokenizers import tokenizer_at, tokenizer_for
+from fedmask.models.checkpoint import load_checkpoint
+from fedmask.models.configuration import TAKE_AN_ENCODER, configuration_of, read_configuration
+from fedmask.models.identity import inputs_digest, inputs_of
+from fedmask.models.sources import resolve
+from fedmask.models.tokenizers import tokenizer_for
 from fedmask.randomness import seed_for
 
 DEVICES = ("cpu", "cuda")
@@ -53,6 +54,16 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     digest: str
     """SHA-256 of all parameters: `fedmask.masks.base_digest`."""
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        """What else decides its outputs, by name: see `fedmask.models.identity`."""
+        return inputs_of(self.encoder, self.tokenizer)
+
+    @property
+    def inputs_digest(self) -> str:
+        """SHA-256 of `inputs`."""
+        return inputs_digest(self.inputs)
 
     @property
     def num_parameters(self) -> int:
@@ -131,14 +142,25 @@ def _load_base(
         encoder, tokenizer = _from_geometry(name, hub, path, json.loads(geometry) if geometry else None)
         weights = "random"
     else:
-        encoder, tokenizer = _from_checkpoint(resolve(name, hub, path))
+        encoder, tokenizer = load_checkpoint(resolve(name, hub, path))
     encoder.eval().requires_grad_(False)
     if dtype is not None:
         _cast(encoder, DTYPES[dtype])
-    digest = base_digest(encoder)
+    where = path or name
+    if "input_ids" not in inspect.signature(encoder.forward).parameters or not list(encoder.parameters()):
+        raise FedmaskError(f"{where}: {type(encoder).__name__} reads no token ids; {TAKE_AN_ENCODER}")
+    digest = base_digest(encoder, lambda name, values: _refuse_not_finite(where, name, values))
     encoder.to(device)
     lay_out_in_one_piece(encoder)
     return BaseModel(shown_name(name, path), weights, encoder, tokenizer, digest)
+
+
+def _refuse_not_finite(where: str, name: str, values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise FedmaskError(
+            f"{where}: {name} holds a number that is not finite, as a cast to fewer bits or a broken training leaves "
+            "it; fetch the model again, or take it in the precision that it was made in"
+        )
 
 
 def _cast(encoder: nn.Module, dtype: torch.dtype) -> None:
@@ -163,72 +185,27 @@ def lay_out_in_one_piece(encoder: nn.Module) -> None:
             parameter.data = place.copy_(parameter.data)
 
 
-def _from_checkpoint(source: Source) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    config = _encoder_config(
-        lambda: AutoConfig.from_pretrained(source.location, local_files_only=source.local_files_only), source.location
-    )
-    try:
-        encoder, loading = AutoModel.from_pretrained(
-            source.location,
-            config=config,
-            local_files_only=source.local_files_only,
-            output_loading_info=True,
-            use_safetensors=True,  # never a pickle
-            dtype="auto",
-        )
-        tokenizer = tokenizer_at(source.location, source.local_files_only)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that do not fit
-        raise FedmaskError(
-            f"{source.location}: not a model folder with safetensors and a tokenizer ({_first_line(error)})"
-        ) from error
-    parameters = dict(encoder.named_parameters())
-    if parameters.keys() <= set(loading["missing_keys"]):
-        raise FedmaskError(
-            f"{source.location}: none of the {len(parameters)} tensors of its {config.model_type} are there"
-        )
-    with torch.no_grad():
-        for missing in loading["missing_keys"]:
-            if missing in parameters:
-                parameters[missing].zero_()
-    return encoder, tokenizer
-
-
-def _encoder_config(load: Callable[[], Any], location: str) -> Any:
-    """The model's configuration, if it is an encoder's."""
-    try:
-        config = load()
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise FedmaskError(f"{location}: no model configuration there ({_first_line(error)})") from error
-    kind = config.model_type
-    decoder_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if decoder_only or getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
-        raise FedmaskError(
-            f"{location}: {kind} is not an encoder; decoder-only and encoder-decoder models are not supported yet, "
-            "take an encoder such as model=minilm or model=roberta-base"
-        )
-    return config
-
-
 def _from_geometry(
     name: str, hub: str | None, path: str | None, geometry: dict[str, Any] | None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Seeded weights in a given geometry: biases non-zero, so that every mask rule has something to select."""
     if path is not None:
-        config = _encoder_config(lambda: AutoConfig.from_pretrained(path, local_files_only=True), path)
+        config = read_configuration(path, local_files_only=True)
     elif geometry is not None:
-        config = AutoConfig.for_model(**geometry)
+        config = configuration_of(name, geometry)
     else:
         raise FedmaskError(f"model={name}: weights=random needs a geometry in conf/model/{name}.yaml, or model.path=")
     with torch.random.fork_rng(devices=[]):  # building a model draws from the global generator: leave it as it was
-        encoder = AutoModel.from_config(config)
+        try:
+            encoder = AutoModel.from_config(config, trust_remote_code=False)
+        except Exception as error:
+            raise FedmaskError(
+                f"{path or name}: no {config.model_type} can be made of this configuration ({cause_line(error)})"
+            ) from error
     generator = torch.Generator().manual_seed(seed_for(WEIGHTS_SEED, "weights", name))
     with torch.no_grad():
         for parameter_name, parameter in encoder.named_parameters():
             is_norm_scale = parameter.dim() == 1 and parameter_name.endswith("weight")
             mean = 1.0 if is_norm_scale else 0.0
             parameter.normal_(mean, 0.02, generator=generator)
-    return encoder, tokenizer_for(hub, path, config.vocab_size)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return encoder, tokenizer_for(hub, path, getattr(config, "vocab_size", 0))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from transformers import AutoConfig
 
 from fedmask.errors import FedmaskError
@@ -42,38 +42,50 @@ def resolve(name: str, hub: str | None, path: str | None) -> Source:
     if path is not None:
         if Path(path).is_dir():
             return Source(str(Path(path)), local_files_only=True)
-        if Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1:
+        if Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1 or not _is_hub_name(path):
             raise FedmaskError(f"model.path={path}: there is no such folder; name a model folder or a hub name")
         return _reachable(path, path)
     assert hub is not None
-    if _in_hub_cache(hub):
+    if _is_cached(hub):
         return Source(hub, local_files_only=True)
     if hub == MINILM_HUB_NAME and (folder := bundled_minilm()) is not None:
         return Source(str(folder), local_files_only=True)
     return _reachable(name, hub)
 
 
-def _in_hub_cache(hub: str) -> bool:
-    """Whether configuration and weights lie there: a download that was cut off leaves the configuration alone."""
+def _is_hub_name(path: str) -> bool:
     try:
-        AutoConfig.from_pretrained(hub, local_files_only=True)
-        weights = [try_to_load_from_cache(hub, name) for name in ("model.safetensors", "model.safetensors.index.json")]
-    except (OSError, ValueError):
+        in_hub_cache(path, "config.json")
+    except HFValidationError:
         return False
-    return any(isinstance(path, str) for path in weights)
+    return True
+
+
+def _is_cached(hub: str) -> bool:
+    """Whether configuration and weights lie there: a download that was cut off leaves the configuration alone."""
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return in_hub_cache(hub, "config.json") is not None and any(in_hub_cache(hub, name) for name in weights)
+
+
+def in_hub_cache(hub: str, file_name: str) -> str | None:
+    """Where a file of a model lies in the local hub cache; None where it does not."""
+    path = try_to_load_from_cache(hub, file_name)
+    return path if isinstance(path, str) else None  # the cache also notes files that the hub lacks
 
 
 def _reachable(name: str, hub: str) -> Source:
-    if _in_hub_cache(hub):
+    if _is_cached(hub):
         return Source(hub, local_files_only=True)
     try:
         _ask_hub(hub)
-        AutoConfig.from_pretrained(hub)
-    except (OSError, ValueError, httpx.HTTPError, OfflineModeIsEnabled) as error:
+        AutoConfig.from_pretrained(hub, trust_remote_code=False)
+    except (OSError, httpx.HTTPError, OfflineModeIsEnabled) as error:
         raise FedmaskError(
             f"model={name}: {hub} is neither in the local hub cache nor can the hub be reached; "
             "give a folder with model.path=, or take model.weights=random to measure sizes and times"
         ) from error
+    except Exception:  # it is there, and the loader says what is wrong with it
+        return Source(hub, local_files_only=False)
     return Source(hub, local_files_only=False)
 
 

@@ -63,6 +63,8 @@ class ServerState:
     """What the clients hold of these vectors, and the changes that lead to it."""
     clients: Mapping[int, ClientRecord]
     """By client_id."""
+    inputs_digest: str = ""
+    """`BaseModel.inputs_digest`; empty where an older version wrote the checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "run_id": state.run_id,
         "round": state.round,
         "mask_digest": state.mask_digest,
+        "inputs_digest": state.inputs_digest,
         "num_changes": len(state.broadcast.changes),
         "clients": [[client_id, *_row(record)] for client_id, record in state.clients.items()],
         "seconds": checkpoint.seconds,
@@ -129,6 +132,7 @@ def _load(path: Path) -> Checkpoint:
             heads={name.removeprefix(_HEAD): values for name, values in vectors.items() if name.startswith(_HEAD)},
             broadcast=_broadcast(facts, vectors),
             clients={row[0]: ClientRecord(*row[1:]) for row in facts["clients"]},
+            inputs_digest=facts.get("inputs_digest", ""),
         )
         return Checkpoint(state, facts["seconds"], facts["file_bytes"])
     except (KeyError, IndexError, TypeError) as error:  # whole, but not as this version writes it

@@ -5,7 +5,7 @@
     authority: authority.crt      # the certificate that signed the server's
     key: client.key               # by which the server knows this client
     folder: state                 # what stays on this client, and what can be made again
-    data: {source: tsv, root: data, task: sst2}
+    data: {source: tsv, root: data, task: sst2}   # and as of a run: text, text_b, label (columns), classes
     device: cpu
     threads: null                 # CPU threads; null: as many as the run says
     model_path: null              # folder of the base model; null: where its name leads
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmask.errors import ConfigError, FedmaskError
 from fedmask.files import path_fault
-from fedmask.runs.config import KEYS, Allowed, path_text, read_value, shown
+from fedmask.runs.config import KEYS, Allowed, column_faults, path_text, read_value, shown
 from fedmask.runs.strict_yaml import read_mapping_file
 
 if TYPE_CHECKING:
@@ -36,11 +36,16 @@ OWN = "own"
 
 @dataclass(frozen=True)
 class OwnData:
-    """Where a client's one task comes from: arguments of `fedmask.tasks.load_tasks`."""
+    """Where a client's one task comes from: as of a run's `data`."""
 
     source: str
     root: str | None
     task: str
+    text: str | None = None
+    text_b: str | None = None
+    label: str | None = None
+    classes: tuple[str, ...] | None = None
+    """In the place of the run's, where given."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,16 @@ class ClientFile:
         return replace(
             settings,
             model=replace(settings.model, path=self.model_path),
-            data=replace(settings.data, source=self.data.source, root=self.data.root, tasks=(self.data.task,)),
+            data=replace(
+                settings.data,
+                source=self.data.source,
+                root=self.data.root,
+                tasks=(self.data.task,),
+                text=self.data.text,
+                text_b=self.data.text_b,
+                label=self.data.label,
+                classes=self.data.classes or settings.data.classes,
+            ),
             device=self.device,
             threads=self.threads or settings.threads,
         )
@@ -127,17 +141,25 @@ class ClientFile:
 def read_client_file(path: Path) -> ClientFile:
     """Raises ConfigError with every fault of the file, one line each."""
     found = read_mapping_file(path)
-    given, faults = dict(_leaves(found.content)), list[str]()
+    given, written, faults = dict(_leaves(found.content)), dict(found.written), list[str]()
+    if "data.text_a" in given and given.get("data.text") is not None:
+        faults.append(
+            f"{path}: data.text_a={shown(given['data.text_a'])}: the same as data.text; leave one of the two out"
+        )
+    if "data.text_a" in given:
+        given["data.text"] = given.pop("data.text_a")
+        written.pop("data.text", None)
     unknown = [key for key in given if key not in _ALLOWED]
     faults += [f"{path}: {shown(key)}: no such key; there are {', '.join(_ALLOWED)}" for key in unknown]
     values: dict[str, Any] = {}
     for key, allowed in _ALLOWED.items():
         try:
-            values[key] = read_value(key, given.get(key), allowed, found.written.get(key))
+            values[key] = read_value(key, given.get(key), allowed, written.get(key))
         except FedmaskError as fault:
             faults.append(f"{path}: {fault}")
     paths = {key: values[key] for key, allowed in _ALLOWED.items() if allowed.kind == "path" and values.get(key)}
     faults += [f"{path}: {key}={shown(own)}: {why}" for key, own in paths.items() if (why := path_fault(own))]
+    faults += [f"{path}: {fault}" for fault in column_faults(values, values.get("data.source"))]
     if faults:
         raise ConfigError(faults)
     return _built(values | {key: _absolute(path, own) for key, own in paths.items()})
@@ -202,6 +224,7 @@ _ALLOWED: Mapping[str, Allowed] = {
     "data.source": _source(),
     "data.root": _or_null(path_text("a folder")),
     "data.task": replace(_TEXT, text="the name of its task"),
+    **{f"data.{key}": KEYS[f"data.{key}"].allowed for key in ("text", "text_b", "label", "classes")},
     "device": KEYS["device"].allowed,
     "threads": _or_null(_COUNT),
     "model_path": _or_null(path_text("a folder")),

@@ -17,6 +17,8 @@ from fedmask.errors import FedmaskError
 from fedmask.files import with_home
 from fedmask.runs.other_words import OTHER_VALUES, meant_by
 from fedmask.runs.strict_yaml import read_mapping
+from fedmask.tasks import SOURCES
+from fedmask.tasks.labels import alike, clean, shown_both
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What a value may be
@@ -196,23 +198,35 @@ class DataConfig:
     source: Annotated[
         str,
         "Where the tasks come from",
-        _one_of(
-            demo="generated, offline",
-            tsv="files",
-            hub="the datasets library",
-            python="fedmask.Task objects of your own",
-            own="each deployed client's, by its own file",
-        ),
+        _one_of({name: entry.meaning for name, entry in SOURCES.items()}),
     ]
     root: Annotated[
         str | None,
-        "tsv: the folder of the task folders; python: the folder of your module; hub: a folder of saved data sets",
+        "tsv, csv, jsonl: the folder of the task folders; python: the folder of your module; hub: a folder of saved "
+        "data sets",
         _or_null(path_text("a folder"), "demo; hub: the data-set hub and its local cache"),
     ]
     tasks: Annotated[
         tuple[str, ...] | None,
         "Names of the tasks, in order",
         _or_null(_list_of("task names such as [sst2,trec]", _text("a name")), "demo: all it has"),
+    ]
+    text: Annotated[
+        str | None,
+        "The column of the texts, of a pair's first; for tsv, csv, jsonl and hub; data.text_a= is the same",
+        _or_null(_text("a column"), "by its usual name: text_a in tsv, also text, sentence, ... elsewhere"),
+    ]
+    text_b: Annotated[
+        str | None,
+        "The column of a pair's second texts, beside data.text",
+        _or_null(_text("a column"), "single texts where data.text is given, else by its usual name"),
+    ]
+    label: Annotated[str | None, "The column of the labels", _or_null(_text("a column"), "label")]
+    classes: Annotated[
+        tuple[str, ...] | None,
+        "Class names in their order, of which a client's rows may lack some: so clients with different ones share a "
+        "head; with data=own a client's own file may say them",
+        _or_null(_list_of("class names such as [down,up]", _text("a name")), "those of a task's training rows"),
     ]
     partition: Annotated[
         str,
@@ -226,7 +240,7 @@ class DataConfig:
     alpha: Annotated[float, "Concentration of the Dirichlet partition; small is skewed", _POSITIVE]
     examples_per_client: Annotated[
         int | None,
-        "Training examples a client (under dirichlet: on average)",
+        "Training examples a client (under dirichlet: on average); all there are where a task has fewer, which is told",
         _or_null(_whole(1), "all there are"),
     ]
     max_length: Annotated[int, "Tokens that a text is cut to", _whole(8, 512)]
@@ -245,7 +259,7 @@ class MaskConfig:
             random="drawn",
             hiwi="feed-forward biases, through small networks",
             ffn_bias="feed-forward biases, directly",
-            bitfit="all biases",
+            bitfit="all biases that outputs depend on",
             all="full fine-tuning",
         ),
     ]
@@ -273,6 +287,12 @@ class MaskConfig:
         _list_of("patterns such as ['*.attention.*']", _text("a pattern"), may_be_empty=True),
     ]
     embeddings: Annotated[bool, "Whether the embeddings are trained too; for all", _switch()]
+    key_biases: Annotated[
+        bool,
+        "Whether biases of attention keys are trained where the model's outputs do not depend on them, as in BERT; for "
+        "bitfit",
+        _switch(),
+    ]
     seed: Annotated[int, "Seed of the draw, apart from the run's seed; for random", _whole(0)]
     rank: Annotated[
         int | None,
@@ -287,7 +307,11 @@ class ClientConfig:
 
     local_epochs: Annotated[int, "Passes over the client's examples in a round", _whole(1)]
     batch_size: Annotated[int, "Examples a step", _whole(1)]
-    learning_rate: Annotated[float, "AdamW's rate for what the mask trains; by default the mask rule's own", _POSITIVE]
+    learning_rate: Annotated[
+        float | None,
+        "AdamW's rate for what the mask trains; by default the mask rule's own",
+        _or_null(_POSITIVE, "by how many entries the mask selects, for pafi, largest and random; config.yaml says it"),
+    ]
     head_learning_rate: Annotated[float, "AdamW's rate for the task head", _POSITIVE]
     weight_decay: Annotated[
         float,
@@ -514,7 +538,7 @@ _TAKEN_BY_RULE: Mapping[str, Collection[str]] = {
     "random": (*_RANKED, "seed"),
     "hiwi": ("rank",),
     "ffn_bias": (),
-    "bitfit": (),
+    "bitfit": ("key_biases",),
     "all": ("embeddings",),
 }
 _NOT_GIVEN: Mapping[str, object] = {
@@ -523,17 +547,11 @@ _NOT_GIVEN: Mapping[str, object] = {
     "include": None,
     "exclude": (),
     "embeddings": False,
+    "key_biases": False,
     "seed": 0,
     "rank": None,
 }
 _NEEDED_BY_RULE = ("density", "scope", "rank")
-_NEEDED_BY_SOURCE: Mapping[str, Collection[str]] = {
-    "demo": (),
-    "tsv": ("root", "tasks"),
-    "hub": ("tasks",),
-    "python": ("root", "tasks"),
-    "own": (),
-}
 _NEEDED_EXAMPLE = {"root": "a folder: data.root=DIR", "tasks": "a list: data.tasks=[...]"}
 
 
@@ -591,22 +609,45 @@ def _mask_options(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"mask.{option}={shown(value)}: mask={rule} takes no {option}; {others}"
         if rule in takers and option in _NEEDED_BY_RULE and f"mask.{option}" in values and value is None:
             yield f"mask.{option}=null: mask={rule} needs a {option}"
+    if "density" not in _TAKEN_BY_RULE[rule] and values.get("client.learning_rate", ...) is None:
+        yield f"client.learning_rate=null: mask={rule} has one rate for all models; give a number, or leave it out"
 
 
 def _data_options(values: Mapping[str, Any]) -> Iterator[str]:
     source = values.get("data.source")
     if source is None:
         return
-    for option in _NEEDED_BY_SOURCE[source]:
+    for option in SOURCES[source].needs:
         if values.get(f"data.{option}", ...) is None:
             yield f"data.{option}=null: data={source} needs {_NEEDED_EXAMPLE[option]}"
     root, tasks = values.get("data.root"), values.get("data.tasks")
-    if source in ("demo", "own") and root is not None:
-        yield f"data.root={shown(root)}: data={source} reads no folder; leave it out, or take data=tsv|hub|python"
+    if root is not None and not SOURCES[source].reads_folder:
+        readers = "|".join(name for name, entry in SOURCES.items() if entry.reads_folder)
+        yield f"data.root={shown(root)}: data={source} reads no folder; leave it out, or take data={readers}"
     if source == "own" and tasks is not None:
         yield f"data.tasks={shown(tasks)}: with data=own each client's own file says its task; leave it out"
+    yield from column_faults(values, source)
     if source == "own" and "central" in (values.get("baseline"), *(values.get("compare") or ())):
         yield "data=own: central pools the data of all clients, and these do not leave their clients; leave one out"
+
+
+def column_faults(values: Mapping[str, Any], source: str | None) -> Iterator[str]:
+    """Faults between the keys that name columns and classes, and the source; of None nothing is said."""
+    named = {key: values[key] for key in ("data.text", "data.text_b", "data.label") if values.get(key) is not None}
+    for key, value in named.items():
+        if source == "own":
+            yield f"{key}={shown(value)}: with data=own each client's own file names its columns; leave it out"
+        elif source is not None and not SOURCES[source].has_columns:
+            have = "|".join(name for name, entry in SOURCES.items() if entry.has_columns)
+            yield f"{key}={shown(value)}: data={source} has no columns to name; leave it out, or take data={have}"
+    if "data.text_b" in named and "data.text" in values and "data.text" not in named:
+        yield f"data.text_b={shown(named['data.text_b'])}: the second text of a pair; name the first with data.text="
+    for key in named:
+        if list(named.values()).count(named[key]) > 1 and key != next(iter(named)):
+            yield f"{key}={shown(named[key])}: this column is named twice; each is one of text, second text and label"
+    for one, other in alike(tuple(values.get("data.classes") or ())):
+        if clean(one) == clean(other):
+            yield f"data.classes: {shown_both(one, other)} differ in blanks or Unicode form only: they are one class"
 
 
 def _model_options(values: Mapping[str, Any]) -> Iterator[str]:
@@ -725,8 +766,15 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return asdict(config)
 
 
-ADDED_LATER: Mapping[str, object] = {}
-"""Keys that the config.yaml of an older run lacks, and the value that each had before it was a key."""
+ADDED_LATER: Mapping[str, object] = {
+    "data.text": None,
+    "data.text_b": None,
+    "data.label": None,
+    "data.classes": None,
+    "mask.key_biases": True,
+}
+"""Keys that the config.yaml of an older run lacks, and the value that each had before it was a key; an option of mask
+rules had it where the run's rule takes it, and is not given elsewhere."""
 
 
 def from_yaml(text: str) -> RunConfig:
@@ -741,8 +789,10 @@ def _with_added_keys(raw: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in ADDED_LATER.items():
         section, dot, entry = key.partition(".")
         target = filled.get(section) if dot else filled
-        if isinstance(target, dict):
-            target.setdefault(entry or section, value)
+        if not isinstance(target, dict):
+            continue
+        is_untaken = section == "mask" and entry not in _TAKEN_BY_RULE.get(str(target.get("rule")), ())
+        target.setdefault(entry or section, _NOT_GIVEN.get(entry) if is_untaken else value)
     return filled
 
 

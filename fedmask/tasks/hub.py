@@ -1,10 +1,9 @@
 """Tasks from the `datasets` library: "glue/sst2", "org/name" or "org/name/config" -> Task.
 
-With a folder as root, ROOT/{name} is a set written by `DatasetDict.save_to_disk`; without one the hub, or its local
-cache, is asked. Text columns are found by their usual names, the label column is `label`, class names come from its
-`ClassLabel` feature. Rows without a label are left out. A test split whose labels are all hidden (GLUE's) cannot score
-anything: the validation split then becomes the test split, and a seeded tenth of train becomes the validation split,
-as it does wherever a set has no validation split of its own.
+With a folder as root, ROOT/{name} is a set written by `save_to_disk`, of several splits or of one, which is then train;
+without one the hub, or its local cache, is asked. Columns are found by their usual names unless they are named; class
+names come from a `ClassLabel` feature. Rows without a label are left out. What becomes of hidden labels (GLUE's test)
+and missing splits stands in `fedmask.tasks.table`.
 """
 
 import logging
@@ -15,70 +14,60 @@ from typing import Any
 
 import datasets
 import huggingface_hub.utils.logging as hub_logging
-import numpy as np
 
-from fedmask.errors import FedmaskError
-from fedmask.randomness import seed_for
-from fedmask.tasks.metrics import METRIC_BY_NAME
-from fedmask.tasks.task import Task, check_name, positive_last, unknown_task
-
-TEXT_COLUMNS: tuple[tuple[str, ...], ...] = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text_a", "text_b"),
-    ("sentence",),
-    ("text",),
-    ("question",),
-    ("text_a",),
-    ("content",),
-)
-"""Text columns, pairs first; the first entry that a set has in full is taken."""
+from fedmask.errors import FedmaskError, cause_line
+from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
+from fedmask.tasks.labels import in_line
+from fedmask.tasks.table import USUAL_LABEL, Form, Table, task_of
+from fedmask.tasks.task import SPLIT_NAMES, Task, check_name, unknown_task
 
 # Collections that are known by a name without an organisation: "glue/sst2" is configuration sst2 of nyu-mll/glue.
 COLLECTIONS = {"glue": "nyu-mll/glue", "tweet_eval": "cardiffnlp/tweet_eval"}
 
-Row = tuple[Any, ...]
+# What tells the folder of a saved set of several splits, and of one.
+_MARKERS = ("dataset_dict.json", "state.json")
+
+_FORM = Form(domain=None, has_types=True, leaves_out=True)
 
 
-def load(root: str | None, names: Sequence[str] | None) -> tuple[Task, ...]:
+def load(root: str | None, names: Sequence[str] | None, reading: Reading = AS_FOUND) -> tuple[Task, ...]:
     """The tasks `names`, in that order.
 
-    Raises FedmaskError: no names, no such folder or set, the hub out of reach, no text or label column, a split that is
-    missing.
+    Raises FedmaskError: no names, no such folder or set, the hub out of reach, no text or label column, no train split.
     """
     if names is None:
         raise FedmaskError("data=hub needs data.tasks=[...], such as [glue/sst2]")
-    return tuple(load_task(root, name) for name in names)
+    return tuple(load_task(root, name, reading) for name in names)
 
 
-def load_task(root: str | None, name: str) -> Task:
+def load_task(root: str | None, name: str, reading: Reading = AS_FOUND) -> Task:
     """One task of `load`."""
     check_name(name)
     with _silent():
         splits = _download(name) if root is None else _read_folder(Path(root), name)
     if "train" not in splits:
         raise FedmaskError(f"task {name}: no train split; there are: {', '.join(splits)}")
-    columns = _text_columns(splits["train"], name)
-    rows = {
-        split: _labelled_rows(splits[split], columns) for split in ("train", "validation", "test") if split in splits
-    }
-    train, validation, test = _usable_splits(rows, name)
-    metric = METRIC_BY_NAME.get(name.rpartition("/")[2])
-    feature = splits["train"].features["label"]
-    labels = positive_last(feature.names, metric) if isinstance(feature, datasets.ClassLabel) else None
-    return Task(name, train, validation, test, labels=labels, metric=metric)
+    label = reading.label or USUAL_LABEL
+    tables = {split: _table(splits[split], name, split, label) for split in SPLIT_NAMES if split in splits}
+    return task_of(name, tables, reading, _FORM)
+
+
+def stamp(root: str | None, names: Sequence[str] | None) -> Stamp:
+    """Of the files of saved sets; what the hub has is not asked for."""
+    folders = [Path(root) / name for name in names or ()] if root is not None else []
+    return stamp_of(file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file())
 
 
 def _read_folder(root: Path, name: str) -> Mapping[str, datasets.Dataset]:
     if not root.is_dir():
-        raise FedmaskError(f"data.root={root}: no such folder")
-    if not (root / name / "dataset_dict.json").is_file():
-        found = [path.parent.relative_to(root).as_posix() for path in root.rglob("dataset_dict.json")]
-        raise unknown_task(name, found, f"{root} (sets written by DatasetDict.save_to_disk)")
+        raise FedmaskError(f"data.root={in_line(str(root))}: no such folder")
+    if not any((root / name / marker).is_file() for marker in _MARKERS):
+        found = {path.parent for marker in _MARKERS for path in root.rglob(marker)}
+        sets = [path.relative_to(root).as_posix() for path in found if path.parent not in found]
+        raise unknown_task(name, sets, f"{root} (sets written by save_to_disk)")
     try:
-        return dict(datasets.load_from_disk(str(root / name)))
+        loaded = datasets.load_from_disk(str(root / name))
+        return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     except Exception as error:  # whatever is wrong inside the folder, the library's own words say it best
         raise FedmaskError(f"{root / name}: not a readable data set: {_one_line(error)}") from error
 
@@ -105,47 +94,34 @@ def _hub_name(name: str) -> tuple[str, str | None]:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
 
 
-def _text_columns(train: datasets.Dataset, name: str) -> tuple[str, ...]:
-    there = ", ".join(train.column_names)
-    if "label" not in train.column_names:
-        raise FedmaskError(f"task {name}: no column 'label'; there are: {there}")
-    for columns in TEXT_COLUMNS:
-        if set(columns) <= set(train.column_names):
-            return columns
-    known = ", ".join("+".join(columns) for columns in TEXT_COLUMNS)
-    raise FedmaskError(f"task {name}: no text column among {there}; known are {known}")
+def _table(split: datasets.Dataset, name: str, split_name: str, label: str) -> Table:
+    place = f"task {name}" if split_name == "train" else f"task {name}, {split_name}"
+
+    def values(column: str) -> list[Any]:
+        """With class names in the place of a `ClassLabel`'s indices."""
+        found = _column(split, column, place)
+        feature = split.features[column]
+        if not isinstance(feature, datasets.ClassLabel):
+            return found
+        return [None if index is None or index < 0 else feature.names[index] for index in found]
+
+    of_label = split.features.get(label)
+    return Table(
+        place,
+        split.column_names,
+        values,
+        split.num_rows,
+        lambda row: f"task {name}, {split_name}, row {row + 1}",
+        there="there are:",
+        classes=tuple(of_label.names) if isinstance(of_label, datasets.ClassLabel) else None,
+    )
 
 
-def _labelled_rows(split: datasets.Dataset, columns: tuple[str, ...]) -> list[Row]:
-    """Rows (text, label) or (text_a, text_b, label) with class names for indices; none if every label is hidden."""
-    data, feature = split[:], split.features["label"]
-    rows = [row for row in zip(*(data[column] for column in (*columns, "label")), strict=True) if row[-1] is not None]
-    if all(row[-1] == -1 for row in rows):
-        return []
-    if not isinstance(feature, datasets.ClassLabel):
-        return rows
-    return [(*row[:-1], feature.names[row[-1]]) for row in rows if row[-1] >= 0]
-
-
-def _usable_splits(rows: Mapping[str, list[Row]], name: str) -> tuple[list[Row], list[Row], list[Row]]:
-    """Train, validation and test as the module's head says."""
-    train, validation, test = (rows.get(split, []) for split in ("train", "validation", "test"))
-    if not test:
-        validation, test = [], validation
-    if not test:
-        raise FedmaskError(f"task {name}: neither a test nor a validation split with labels")
-    if not validation:
-        train, validation = _hold_out_a_tenth(train, name)
-    return train, validation, test
-
-
-def _hold_out_a_tenth(rows: list[Row], name: str) -> tuple[list[Row], list[Row]]:
-    """(the rest, a tenth) of the rows, each in its old order; the same for every run, whatever its seed."""
-    count = -(-len(rows) // 10)
-    chosen = np.random.default_rng(seed_for(0, "validation", name)).choice(len(rows), size=count, replace=False)
-    held_out = set(chosen.tolist())
-    rest = [row for index, row in enumerate(rows) if index not in held_out]
-    return rest, [rows[index] for index in sorted(held_out)]
+def _column(split: datasets.Dataset, name: str, place: str) -> list[Any]:
+    try:
+        return list(split[name][:])
+    except Exception as error:  # damaged files, a feature whose decoder is not installed
+        raise FedmaskError(f"{place}: the column {name!r} cannot be read ({cause_line(error)})") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ import numpy as np
 
 from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
+from fedmask.tasks.labels import listed
+from fedmask.tasks.notes import counted
 from fedmask.tasks.task import Split, Task
 
 if TYPE_CHECKING:
@@ -66,14 +68,15 @@ def partition(
 ) -> tuple[ClientData, ...]:
     """The clients 0 .. num_clients - 1 with their data; the same for the same arguments, in every process.
 
-    - `iid`: rows at random, `examples_per_client` each (None: all rows there are, sizes differ by at most one).
+    - `iid`: rows at random, `examples_per_client` each; where it is None, or there are fewer rows, all of them, sizes
+      differ by at most one.
     - `dirichlet`: each class is shared out over the task's clients by proportions from Dirichlet(alpha), alpha > 0,
       small is skewed; `examples_per_client` is the mean, nobody has fewer than `FEWEST_EXAMPLES`.
     - `natural`: by task and, inside a task with domains, by domain: its clients take the domains in sorted order by
       turns, and those of one domain share it iid. A task without domains is dealt out iid.
 
     Raises FedmaskError: an unknown scheme, fewer clients than tasks, alpha out of range, dirichlet on a regression, or
-    more examples than there are, with the largest number that is possible.
+    more clients than rows.
     """
     _check_arguments(tasks, num_clients, scheme, alpha, examples_per_client)
     groups = [
@@ -81,7 +84,7 @@ def partition(
         for index, task in enumerate(tasks)
         for group in _groups(task, range(index, num_clients, len(tasks)), by_domain=scheme == "natural")
     ]
-    _check_sizes(groups, examples_per_client)
+    _check_sizes(groups)
     rows: dict[int, np.ndarray] = {}
     for group in groups:
         drawn = _draw(group, examples_per_client, seed)
@@ -99,8 +102,41 @@ def sole_client(client_id: int, task: Task, examples: int | None, seed: int) -> 
     They are the rows that `partition` gives the only client of this task, under iid.
     """
     group = _Group(task, None, np.arange(len(task.train)), [client_id])
-    wanted = None if examples is None else min(examples, len(task.train))
-    return _client(client_id, task, _draw(group, wanted, seed))
+    return _client(client_id, task, _draw(group, examples, seed))
+
+
+def notes_for(clients: Sequence[ClientData], examples_per_client: int | None) -> list[str]:
+    """What a person should know of these clients' data before a run: the notes of their tasks, classes and domains that
+    no client got, and tasks with fewer rows than were asked for."""
+    by_task: dict[Task, list[ClientData]] = {}
+    for client in clients:
+        by_task.setdefault(client.task, []).append(client)
+    return [
+        f"task {task.name}: {note}"
+        for task, group in by_task.items()
+        for note in (*task.notes, *_dealing_notes(task, group, examples_per_client))
+    ]
+
+
+def _dealing_notes(task: Task, clients: Sequence[ClientData], examples_per_client: int | None) -> Iterator[str]:
+    rows = np.concatenate([client.rows for client in clients])
+    sizes = [client.num_examples for client in clients]
+    if examples_per_client is not None and len(rows) < examples_per_client * len(clients):
+        dealt = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
+        asked = f"data.examples_per_client={examples_per_client} for {counted(len(clients), 'client')}"
+        yield f"fewer training rows than {asked}: {dealt} each, all there are"
+    if task.labels is not None:
+        there, dealt_out = set(task.train.labels.tolist()), set(task.train.labels[rows].tolist())
+        left = [task.labels[index] for index in sorted(there - dealt_out)]
+        yield from _left_out("classes", left, len(there))
+    if (domains := task.train.domains) is not None:
+        left = sorted(set(domains) - {domains[row] for row in rows})
+        yield from _left_out("domains", left, len(set(domains)))
+
+
+def _left_out(what: str, names: Sequence[str], number: int) -> Iterator[str]:
+    if names:
+        yield f"no client got a row of {len(names)} of its {number} {what}: {listed(names)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +150,8 @@ class _Group:
 
     @property
     def name(self) -> str:
-        return self.task.name if self.domain is None else f"{self.task.name}, domain {self.domain},"
+        name = f"task {self.task.name}"
+        return name if self.domain is None else f"{name}, domain {self.domain},"
 
 
 def pool(clients: Sequence[ClientData]) -> tuple[ClientData, ...]:
@@ -144,7 +181,8 @@ def _draw(group: _Group, examples_per_client: int | None, seed: int) -> np.ndarr
     """The rows (m,) that the group's clients share, in random order; each class keeps its fraction to within a row."""
     generator = np.random.default_rng(seed_for(seed, "partition", group.task.name, group.domain or ""))
     rows = generator.permutation(group.rows)
-    size = len(rows) if examples_per_client is None else examples_per_client * len(group.client_ids)
+    wanted = len(rows) if examples_per_client is None else examples_per_client * len(group.client_ids)
+    size = min(wanted, len(rows))
     if group.task.labels is None:
         return rows[:size]
     _, classes, counts = np.unique(group.task.train.labels[rows], return_inverse=True, return_counts=True)
@@ -247,13 +285,11 @@ def _check_arguments(
             )
 
 
-def _check_sizes(groups: Sequence[_Group], examples_per_client: int | None) -> None:
-    """Every group must have the rows its clients ask for; the tightest one sets the limit for all."""
-    tightest = min(groups, key=lambda group: len(group.rows) // len(group.client_ids))
-    num_rows, num_clients = len(tightest.rows), len(tightest.client_ids)
-    limit = num_rows // num_clients
-    there = f"task {tightest.name} has {num_rows} training rows for {num_clients} clients"
-    if limit == 0:
-        raise FedmaskError(f"{there}: ask for fewer clients")
-    if examples_per_client is not None and examples_per_client > limit:
-        raise FedmaskError(f"data.examples_per_client={examples_per_client}: {there}; at most {limit} is possible")
+def _check_sizes(groups: Sequence[_Group]) -> None:
+    """Every client of a group must have a row of it."""
+    for group in groups:
+        if len(group.rows) < len(group.client_ids):
+            raise FedmaskError(
+                f"{group.name} has {len(group.rows)} training rows for {len(group.client_ids)} clients: ask for fewer "
+                "clients"
+            )

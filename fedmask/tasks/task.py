@@ -1,7 +1,8 @@
 """A task: texts with labels in three splits, and the metric that scores them.
 
 In: rows `(text, label)` or `(text_a, text_b, label)`, from any source. Out: a `Task` whose labels are numbers, class
-indices or regression targets, checked row by row, so that nothing behind it meets a bad label again.
+indices or regression targets, checked row by row, so that nothing behind it meets a bad text or label again. What a
+person should know of the data, and no error, stands in the task's notes.
 """
 
 import difflib
@@ -17,12 +18,18 @@ from typing import Any
 import numpy as np
 
 from fedmask.errors import FedmaskError
+from fedmask.tasks import labels as names_of
+from fedmask.tasks.checks import check_label, check_text, hidden_target, short
 from fedmask.tasks.metrics import METRICS
+from fedmask.tasks.notes import notes_on, unit_of
 
 Rows = Iterable[Sequence[Any]]
 """Rows (text, label) or (text_a, text_b, label); a label is a class name, a whole number, or a float (regression)."""
 
 SPLIT_NAMES = ("train", "validation", "test")
+
+MAX_NAME = 200
+"""Characters of a task's name."""
 
 # Task names become keys of summaries and names of files: every part between slashes starts with a letter, digit or _.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
@@ -104,6 +111,8 @@ class Task:
     """Class names, by class index; None for regression."""
     metric: str
     """A key of `METRICS`; f1 takes the last label as the positive class."""
+    notes: tuple[str, ...]
+    """What a person should know of the data before a run, a line each."""
 
     def __init__(
         self,
@@ -113,13 +122,15 @@ class Task:
         test: Rows | Split,
         labels: Sequence[str] | None = None,
         metric: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Checks every row and turns class names into indices.
 
         `labels=None`: the sorted names found in train; where every label of train is a float, the task is a
         regression. (Under f1, a class found there and named "equivalent" comes last: it is the positive one.)
+        A class name counts without blanks at its ends and in Unicode's composed form.
         A ready `Split` holds indices already: without `labels` its classes are named "0", "1", ...
-        `metric=None`: accuracy, or spearman for a regression.
+        `metric=None`: accuracy, or spearman for a regression. `notes`: what a source has to say of the data.
         Raises FedmaskError that names the task, the split and the row (counted from 1).
         """
         check_name(name)
@@ -128,11 +139,14 @@ class Task:
             for split, rows in zip(SPLIT_NAMES, (train, validation, test), strict=True)
         }
         _check_same_shape(columns, name)
-        classes = tuple(str(label) for label in labels) if labels is not None else _classes_of(columns["train"], metric)
+        classes = _classes_of(columns["train"], metric) if labels is None else _classes_given(labels, name)
         metric = metric or ("spearman" if classes is None else "accuracy")
         _check_metric(name, metric, classes)
         splits = {split: column.split(classes) for split, column in columns.items()}
-        for field, value in {"name": name, "labels": classes, "metric": metric, **splits}.items():
+        if classes is None:
+            _check_targets(name, splits)
+        notes = tuple(dict.fromkeys([*notes, *notes_on(splits, classes)]))
+        for field, value in {"name": name, "labels": classes, "metric": metric, "notes": notes, **splits}.items():
             object.__setattr__(self, field, value)
 
     @property
@@ -140,13 +154,44 @@ class Task:
         """Outputs of the task's head: one a class, or 1 for regression."""
         return 1 if self.labels is None else len(self.labels)
 
+    @cached_property
+    def unit(self) -> float:
+        """What a client divides its labels by while it trains, a power of ten: 1.0 for classes and for targets of up to
+        `notes.LARGEST_PLAIN_TARGET`, above that the largest that no training target is below.
+
+        A head starts near zero and takes small steps: it never comes to a price of 134,500, but to 1.345.
+        """
+        return unit_of(self.train) if self.labels is None else 1.0
+
+    def with_classes(self, classes: Sequence[str] | None) -> "Task":
+        """This task with these classes, in this order; itself for None. The data may lack some of them.
+
+        Raises FedmaskError for a regression and, with its row, for a label that is none of them.
+        """
+        if classes is None:
+            return self
+        if self.labels is None:
+            raise FedmaskError(f"data.classes names classes, and task {self.name} is a regression; leave it out")
+        train, validation, test = (self._split_with(split, classes) for split in SPLIT_NAMES)
+        return Task(self.name, train, validation, test, labels=classes, metric=self.metric, notes=self.notes)
+
+    def _split_with(self, name: str, classes: Sequence[str]) -> Split:
+        assert self.labels is not None
+        split: Split = getattr(self, name)
+        names = [self.labels[index] for index in split.labels]
+        classes = [names_of.clean(entry) for entry in classes]
+        labels = class_indices(names, classes, lambda row: f"task {self.name}, {name}, row {row + 1}", "data.classes")
+        return Split(split.text_a, split.text_b, labels, split.domains)
+
 
 def check_name(name: str) -> None:
     """Raises FedmaskError unless `name` can stand in a file name and in a summary."""
     if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
         raise FedmaskError(
-            f"task name {name!r}: use letters, digits and _ . - /, each part starting with a letter, a digit or _"
+            f"task name {short(name)}: use letters, digits and _ . - /, each part starting with a letter, a digit or _"
         )
+    if len(name) > MAX_NAME:
+        raise FedmaskError(f"task name {short(name)}: has {len(name):,} characters, at most {MAX_NAME} will do")
 
 
 def positive_last(classes: Sequence[str], metric: str | None) -> tuple[str, ...]:
@@ -154,15 +199,42 @@ def positive_last(classes: Sequence[str], metric: str | None) -> tuple[str, ...]
     return tuple(sorted(classes, key=lambda name: metric == "f1" and name == "equivalent"))
 
 
-def class_indices(names: Sequence[str], classes: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
-    """Class names -> int64 indices (n,). `place(row)` says where row (from 0) stands, for the error."""
+def class_indices(
+    names: Sequence[str], classes: Sequence[str], place: Callable[[int], str], source: str = "train"
+) -> np.ndarray:
+    """Class names -> int64 indices (n,). `place(row)` says where row (from 0) stands, and `source` where the classes
+    come from, for the error."""
     index_of = {name: index for index, name in enumerate(classes)}
     for row, name in enumerate(names):
         if name not in index_of:
-            raise FedmaskError(
-                f"{place(row)}: label {name!r} is not a class of train; the classes are {', '.join(classes)}"
-            )
+            raise FedmaskError(f"{place(row)}: {_no_class(name, classes, source)}")
     return np.array([index_of[name] for name in names], dtype=np.int64)
+
+
+def _no_class(name: str, classes: Sequence[str], source: str) -> str:
+    if (near := names_of.like(name, classes)) is not None:
+        both, what = names_of.shown_both(name, near), names_of.difference(name, near)
+        return (
+            f"label {names_of.shown(name)} is not a class of {source}: {both} differ in {what} only; write them alike"
+        )
+    close = difflib.get_close_matches(name, classes, n=1)
+    # Letters of other alphabets may look the same.
+    unlike = f", {name!a} is not {close[0]!a}" if close and not f"{name}{close[0]}".isascii() else ""
+    known = f"the classes are {names_of.listed(classes)}"
+    return f"label {names_of.shown(name)} is not a class of {source}{unlike}; {known}"
+
+
+def class_names(labels: Sequence[Any], metric: str | None, place: Callable[[int], str]) -> tuple[str, ...]:
+    """The classes that training labels name: whole numbers in their order, names sorted.
+
+    Raises FedmaskError with its row for a label that is a float.
+    """
+    for row, label in enumerate(labels):
+        if isinstance(label, Real) and not isinstance(label, Integral):
+            raise FedmaskError(f"{place(row)}: label {label!r} is a float among class names")
+    if all(isinstance(label, Integral) for label in labels):
+        return tuple(str(label) for label in sorted(set(labels)))
+    return positive_last(sorted(set(names_of.cleaned([str(label) for label in labels]))), metric)
 
 
 def regression_targets(values: Sequence[Any] | np.ndarray, place: Callable[[int], str]) -> np.ndarray:
@@ -171,10 +243,10 @@ def regression_targets(values: Sequence[Any] | np.ndarray, place: Callable[[int]
     for row, value in enumerate(values):
         try:
             targets[row] = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # a whole number too large for a float
             targets[row] = math.nan
         if not math.isfinite(targets[row]):
-            raise FedmaskError(f"{place(row)}: label {value!r} is not a number, and this task is a regression")
+            raise FedmaskError(f"{place(row)}: label {short(value)} is not a number, and this task is a regression")
     return targets
 
 
@@ -201,6 +273,7 @@ class _Columns:
         if len(rows) == 0:
             raise FedmaskError(f"{place}: there are no rows; give at least one")
         if isinstance(rows, Split):
+            _check_texts(rows, place)
             return cls(place, rows.text_a, rows.text_b, rows.labels, rows)
         for number, row in enumerate(rows, start=1):
             _check_row(row, rows[0], f"{place}, row {number}")
@@ -223,19 +296,24 @@ class _Columns:
 
         if classes is None:
             return Split(self.text_a, self.text_b, regression_targets(self.labels, place))
-        return Split(self.text_a, self.text_b, class_indices([str(label) for label in self.labels], classes, place))
+        names = names_of.cleaned([str(label) for label in self.labels])
+        return Split(self.text_a, self.text_b, class_indices(names, classes, place))
 
 
 def _check_row(row: Sequence[Any], first: Sequence[Any], place: str) -> None:
     if not isinstance(row, (tuple, list)) or len(row) not in (2, 3):
-        raise FedmaskError(f"{place}: a row is (text, label) or (text_a, text_b, label), not {_short(row)}")
+        raise FedmaskError(f"{place}: a row is (text, label) or (text_a, text_b, label), not {short(row)}")
     if len(row) != len(first):
         raise FedmaskError(f"{place}: has {len(row)} fields, but the first row has {len(first)}")
     for text in row[:-1]:
-        if not isinstance(text, str):
-            raise FedmaskError(f"{place}: a text must be a str, not {_short(text)}")
-    if not isinstance(row[-1], (str, Real)) or row[-1] == "":
-        raise FedmaskError(f"{place}: a label must be a class name or a number, not {_short(row[-1])}")
+        check_text(text, place)
+    check_label(row[-1], place)
+
+
+def _check_texts(split: Split, place: str) -> None:
+    for column in (split.text_a, split.text_b or (), split.domains or ()):
+        for row, text in enumerate(column, start=1):
+            check_text(text, f"{place}, row {row}")
 
 
 def _check_same_shape(columns: dict[str, _Columns], name: str) -> None:
@@ -251,12 +329,28 @@ def _classes_of(train: _Columns, metric: str | None) -> tuple[str, ...] | None:
         return None
     if train.ready is not None:
         return tuple(str(index) for index in range(int(train.ready.labels.max()) + 1))
-    for row, label in enumerate(train.labels, start=1):
-        if isinstance(label, Real) and not isinstance(label, Integral):
-            raise FedmaskError(f"{train.place}, row {row}: label {label!r} is a float among class names")
-    if all(isinstance(label, Integral) for label in train.labels):
-        return tuple(str(label) for label in sorted(set(train.labels)))
-    return positive_last(sorted({str(label) for label in train.labels}), metric)
+    return class_names(list(train.labels), metric, lambda row: f"{train.place}, row {row + 1}")
+
+
+def _classes_given(labels: Sequence[str], name: str) -> tuple[str, ...]:
+    for label in labels:
+        check_label(label, f"task {name}, labels")
+    return tuple(names_of.clean(str(label)) for label in labels)
+
+
+def _check_targets(name: str, splits: dict[str, Split]) -> None:
+    """Raises FedmaskError for targets that are no values: all alike in train, or a mark in the place of hidden ones."""
+    train = splits["train"].labels
+    if len(train) > 1 and train.min() == train.max():
+        raise FedmaskError(
+            f"task {name}, train: every label is {train[0]:g}; a regression has nothing to learn from it"
+        )
+    for split in SPLIT_NAMES[1:]:
+        if (mark := hidden_target(splits[split].labels, train)) is not None:
+            raise FedmaskError(
+                f"task {name}, {split}: every label is {mark:g}, and those of train run from {train.min():g} to "
+                f"{train.max():g}: these are hidden; give a split that has its labels"
+            )
 
 
 def _check_ready(split: Split, classes: tuple[str, ...] | None, place: str) -> None:
@@ -282,11 +376,6 @@ def _check_metric(name: str, metric: str, classes: tuple[str, ...] | None) -> No
     if classes is None:
         return
     if len(set(classes)) != len(classes) or len(classes) < 2:
-        raise FedmaskError(f"task {name}: needs at least two distinct classes, and has {', '.join(classes)}")
+        raise FedmaskError(f"task {name}: needs at least two distinct classes, and has {names_of.listed(classes)}")
     if METRICS[metric].binary and len(classes) != 2:
         raise FedmaskError(f"task {name}: metric {metric} is for two classes, and this task has {len(classes)}")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,98 +1,26 @@
 """Tasks from folders of TSV files: DIR/{task}/{train,validation,test}.tsv -> Task.
 
-A file is UTF-8 with a header row, tab-separated, without quoting. Columns: `text_a`, `label`, for pairs `text_b`, and
+A file is UTF-8 with a header row, tab-separated, without quoting: a quote is a character like any other, and a file
+whose cells stand in quotes is refused. Columns, unless others are named: `text_a`, `label`, for pairs `text_b`, and
 optionally `domain`; others are ignored. The metric goes by the task's name (cola, mrpc, stsb) and is accuracy
 elsewhere. A task is a regression if its name says so, or if every train label is a number and one has a decimal point.
 """
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.metrics import METRIC_BY_NAME
-from fedmask.tasks.task import (
-    SPLIT_NAMES,
-    Split,
-    Task,
-    check_name,
-    class_indices,
-    positive_last,
-    regression_targets,
-    unknown_task,
+from fedmask.tasks.files import FileSource
+from fedmask.tasks.table import Form, Table
+
+_REMEDY = (
+    "data=tsv takes a quote as a part of the text; write the file without quotes, or name it .csv and take data=csv"
 )
 
 
-def load(root: str | None, names: Sequence[str] | None) -> tuple[Task, ...]:
-    """The tasks `names` under the folder `root`, in that order.
-
-    Raises FedmaskError that names the folder, file, column or line at fault; `names=None` lists the folders.
-    """
-    if root is None:
-        raise FedmaskError("data=tsv needs data.root=DIR, the folder that holds one folder a task")
-    folder = Path(root)
-    if not folder.is_dir():
-        raise FedmaskError(f"data.root={root}: no such folder")
-    found = sorted(path.parent.name for path in folder.glob("*/train.tsv"))
-    if names is None:
-        raise FedmaskError(f"data=tsv needs data.tasks=[...]; {root} has: {', '.join(found) or 'none'}")
-    for name in names:
-        if not (folder / name).is_dir():
-            raise unknown_task(name, found, root)
-    return tuple(load_task(folder / name, name) for name in names)
-
-
-def load_task(folder: Path, name: str) -> Task:
-    """One task from its folder. Raises FedmaskError: a missing file or column, no rows, a bad row or label."""
-    check_name(name)
-    tables = {split: _read(folder / f"{split}.tsv") for split in SPLIT_NAMES}
-    metric = METRIC_BY_NAME.get(name, "spearman" if _is_regression(tables["train"].labels) else "accuracy")
-    classes = None if metric == "spearman" else positive_last(sorted(set(tables["train"].labels)), metric)
-    train, validation, test = (table.split(classes) for table in tables.values())
-    return Task(name, train, validation, test, labels=classes, metric=metric)
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The columns of one file, and the line (from 1) each row stands on."""
-
-    path: Path
-    lines: tuple[int, ...]
-    text_a: tuple[str, ...]
-    text_b: tuple[str, ...] | None
-    labels: tuple[str, ...]
-    domains: tuple[str, ...] | None
-
-    def split(self, classes: tuple[str, ...] | None) -> Split:
-        def place(row: int) -> str:
-            return f"{self.path}:{self.lines[row]}"
-
-        if classes is None:
-            labels = regression_targets(self.labels, place)
-        else:
-            labels = class_indices(self.labels, classes, place)
-        return Split(self.text_a, self.text_b, labels, self.domains)
-
-
-def _read(path: Path) -> _Table:
-    header, rows, lines = _read_rows(path)
-    for column in ("text_a", "label"):
-        if column not in header:
-            raise FedmaskError(f"{path}: no column {column!r}; the header has {', '.join(header)}")
-    if not rows:
-        raise FedmaskError(f"{path}: no rows under the header")
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-    for line, label in zip(lines, columns["label"], strict=True):
-        if not label:
-            raise FedmaskError(f"{path}:{line}: the label is empty")
-    return _Table(path, lines, columns["text_a"], columns.get("text_b"), columns["label"], columns.get("domain"))
-
-
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]], tuple[int, ...]]:
-    """Header, rows as wide as the header, and their lines; empty lines are passed over."""
-    if not path.is_file():
-        raise FedmaskError(f"{path}: no such file; a task needs train.tsv, validation.tsv and test.tsv")
+def _read(path: Path) -> Table:
+    """Rows as wide as the header; empty lines are passed over."""
     header: list[str] = []
     rows, lines = [], []
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -101,21 +29,57 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]], tuple[int, ...]]
             header = next(reader, [])
             for row in filter(None, reader):
                 if len(row) != len(header):
-                    raise FedmaskError(f"{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}")
+                    hint = f" ({_REMEDY})" if any(cell.startswith('"') for cell in row) else ""
+                    raise FedmaskError(
+                        f"{path}:{reader.line_num}: {len(row)} fields, but the header has {len(header)}{hint}"
+                    )
                 rows.append(row)
                 lines.append(reader.line_num)
-        except UnicodeDecodeError as error:  # found block by block: the line is not known
-            raise FedmaskError(f"{path}: not UTF-8 text: {error}") from error
         except csv.Error as error:
             raise FedmaskError(f"{path}:{reader.line_num}: {error}") from error
-    return header, rows, tuple(lines)
+    _check_unquoted(path, header, rows, lines)
+    return Table.of_rows(str(path), header, rows, lambda row: f"{path}:{lines[row]}")
 
 
-def _is_regression(labels: Sequence[str]) -> bool:
-    """Whether every label is a number and one has a decimal point ("0" and "1" alone are class names)."""
-    try:
-        for label in labels:
-            float(label)
-    except ValueError:
+def _check_unquoted(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[int]) -> None:
+    """Raises FedmaskError where the file was written with quotes around cells, as tables are exported."""
+    if any(_stands_in_quotes(name) for name in header):
+        raise FedmaskError(f"{path}:1: the header's cells stand in quotes: {_REMEDY}")
+    quoted = [_first_quoted(column) for column in zip(*rows, strict=True)]
+    if len(rows) > 1 and any(number == len(rows) for number, _ in quoted):
+        row = next(first for number, first in quoted if number == len(rows))
+    elif _are_quoted_where_needed([cell for row in rows for cell in row]):
+        row = min(first for number, first in quoted if number)
+    else:
+        return
+    raise FedmaskError(f"{path}:{lines[row]}: cells stand in quotes: {_REMEDY}")
+
+
+def _first_quoted(column: Sequence[str]) -> tuple[int, int]:
+    """How many cells of a column stand in quotes, and the row of the first; (0, 0) for none."""
+    found = [row for row, cell in enumerate(column) if _stands_in_quotes(cell)]
+    return len(found), found[0] if found else 0
+
+
+def _are_quoted_where_needed(cells: Sequence[str]) -> bool:
+    """Whether quotes stand only around whole cells, those inside written twice, and where a table's writer needs them:
+    around every cell with a quote, or with a comma."""
+    with_quote = [cell for cell in cells if '"' in cell]
+    if not with_quote or not all(_stands_in_quotes(cell) and _is_doubled(cell[1:-1]) for cell in with_quote):
         return False
-    return any("." in label for label in labels)
+    with_comma = [cell for cell in cells if "," in cell]
+    return any('"' in cell[1:-1] for cell in with_quote) or (
+        len(with_comma) > 1 and all(cell.startswith('"') for cell in with_comma)
+    )
+
+
+def _is_doubled(inner: str) -> bool:
+    return '"' not in inner.replace('""', "")
+
+
+def _stands_in_quotes(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+
+
+_SOURCE = FileSource("tsv", _read, Form(usual_texts=(("text_a", "text_b"), ("text_a",))))
+load, load_task, stamp = _SOURCE.load, _SOURCE.load_task, _SOURCE.stamp

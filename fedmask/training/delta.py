@@ -6,11 +6,13 @@ bits are kept and put back, because (w + d) - d is not w in floating point.
 """
 
 import copy
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,6 +127,12 @@ class Delta:
     """The mask, where it is at hand; else it is rebuilt from the model that the delta is written into."""
     base_dtype: str = "float32"
     """What the base model's parameters are held in; a name in `fedmask.models.DTYPES`."""
+    run: str | None = None
+    """`Settings.run_digest` of the run that trained it."""
+    max_length: int | None = None
+    """Tokens that texts were cut to in training."""
+    heads: Mapping[str, str] | None = None
+    """The heads that were trained beside it: by the digest of each one's layout its task."""
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or self.values.dtype != np.float32:
@@ -166,22 +174,45 @@ class Delta:
         base = {"name": self.base_name, "weights": self.base_weights}
         if self.base_dtype != "float32":  # unsaid, as in all adapters from before there was a choice
             base["dtype"] = self.base_dtype
-        facts = {"recipe": self.recipe.to_bytes().decode(), "base": base}
+        facts: dict[str, Any] = {"recipe": self.recipe.to_bytes().decode(), "base": base}
+        told: dict[str, Any] = {"run": self.run, "max_length": self.max_length, "heads": self.heads}
+        facts |= {name: value for name, value in told.items() if value is not None}
         write_vector(Path(path), "adapter", self.values, facts)
 
     @classmethod
     def load(cls, path: Path | str) -> "Delta":
         """Read an adapter file; the mask is rebuilt when the delta meets its base model.
 
+        One that does not say with which tokenizer and settings it was trained, as older ones do not, is warned of.
         Raises FedmaskError where the file is missing, damaged, or not an adapter.
         """
         facts, values = read_vector(Path(path), "adapter")
         try:
-            recipe, base = MaskRecipe.from_bytes(facts["recipe"].encode()), facts["base"]
-            dtype = str(base.get("dtype", "float32"))
-            return cls(values, recipe, str(base["name"]), str(base["weights"]), base_dtype=dtype)
-        except (KeyError, AttributeError, TypeError, FedmaskError) as error:
+            delta = cls._from_facts(facts, values)
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise FedmaskError(f"{path}: damaged adapter file ({error}); fetch or make it again") from error
+        if delta.recipe.inputs is None:
+            logging.getLogger("fedmask").warning(
+                "%s: this adapter does not say with which tokenizer and settings its base model was trained: only the "
+                "base's weights can be compared",
+                path,
+            )
+        return delta
+
+    @classmethod
+    def _from_facts(cls, facts: Mapping[str, Any], values: NDArray[np.float32]) -> "Delta":
+        recipe, base = MaskRecipe.from_bytes(facts["recipe"].encode()), facts["base"]
+        max_length, heads = facts.get("max_length"), facts.get("heads")
+        return cls(
+            values,
+            recipe,
+            str(base["name"]),
+            str(base["weights"]),
+            base_dtype=str(base.get("dtype", "float32")),
+            run=None if "run" not in facts else str(facts["run"]),
+            max_length=None if max_length is None else int(max_length),
+            heads=None if heads is None else {str(layout): str(task) for layout, task in heads.items()},
+        )
 
 
 def load_adapter(path: Path | str) -> Delta:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmask.errors import FedmaskError
 from fedmask.training.delta import SelectedEntries
 
 MAX_GATHERED = 0.0015
@@ -84,25 +85,31 @@ class SelectedGradient:
 
         return hook
 
-    def _watch(self, gradient: LayerGradient, where: slice) -> Callable[..., None]:
+    def _watch(self, gradient: LayerGradient, where: slice) -> Callable[..., Tensor | None]:
         """Keeps a layer's input until the gradient of its output is known; a layer used twice adds up."""
 
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
-                return
+                return None
             x, version = [inputs[0].detach()], inputs[0]._version
+            handed_on = None
             if not output.requires_grad:  # the lowest selected layer: nothing below it asks for a gradient
                 output.requires_grad_(True)
+                handed_on = output.clone()  # a leaf could not be changed in place, as some models change it
 
             def add(g: Tensor) -> None:
                 kept = x.pop()  # the graph may outlive its backward pass: it does not keep the input
                 if kept._version != version:
-                    raise RuntimeError("a linear layer's input was changed in place after it had been used")
+                    raise FedmaskError(
+                        "the model changes a linear layer's input in place once the layer has used it, and so cannot "
+                        "be trained; take another model"
+                    )
                 pieces = (torch.split(each.reshape(-1, each.shape[-1]), TOKENS_AT_ONCE) for each in (g, kept))
                 for piece in zip(*pieces, strict=True):
                     self._packed[where] += gradient(*piece)
 
             output.register_hook(add)  # type: ignore[no-untyped-call]
+            return handed_on
 
         return hook
 

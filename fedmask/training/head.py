@@ -6,8 +6,11 @@ every client of the task makes alike from the task's name or from the label name
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +42,11 @@ class HeadLayout:
     @property
     def num_outputs(self) -> int:
         return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The labels; of a regression, whose one output has no name of its own, the task."""
+        return (self.task,) if self.labels is None else self.labels
 
     @property
     def size(self) -> int:
@@ -79,20 +87,67 @@ class HeadLayout:
         return torch.nn.functional.linear(features, weight, packed[-self.num_outputs :])
 
 
-def save_head(path: Path, layout: HeadLayout, packed: NDArray[np.float32]) -> None:
-    """Write a head with its task and labels; the same head gives the same bytes."""
-    facts = {"task": layout.task, "labels": layout.labels, "hidden_size": layout.hidden_size}
+@dataclass(frozen=True)
+class HeadOrigin:
+    """What a head was trained on: it goes with an adapter, a base model and texts of the same."""
+
+    base_name: str
+    """Never a path."""
+    base_digest: str
+    """Of the base model's parameters."""
+    inputs: Mapping[str, Any]
+    """`BaseModel.inputs`: tokenizer and settings of the base model."""
+    run: str
+    """`Settings.run_digest`."""
+    max_length: int
+    """Tokens that texts were cut to."""
+    pairs: bool
+    """Whether its texts are pairs, or single."""
+
+
+def save_head(path: Path, layout: HeadLayout, packed: NDArray[np.float32], origin: HeadOrigin | None = None) -> None:
+    """Write a head with its task, its labels and where it comes from; the same head gives the same bytes."""
+    facts: dict[str, Any] = {"task": layout.task, "labels": layout.labels, "hidden_size": layout.hidden_size}
+    if origin is not None:
+        facts["base"] = {"name": origin.base_name, "digest": origin.base_digest, "inputs": dict(origin.inputs)}
+        facts |= {"run": origin.run, "max_length": origin.max_length, "pairs": origin.pairs}
     write_vector(path, "head", packed, facts)
 
 
 def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
-    """Raises FedmaskError where the file is missing, damaged or not a head."""
+    """One that does not say where it comes from, as older ones do not, is warned of.
+
+    Raises FedmaskError where the file is missing, damaged or not a head.
+    """
     facts, packed = read_vector(path, "head")
     try:
         labels = None if facts["labels"] is None else tuple(map(str, facts["labels"]))
         layout = HeadLayout(str(facts["task"]), labels, int(facts["hidden_size"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise FedmaskError(f"{path}: damaged head file ({error}); fetch or make it again") from error
+        raise _damaged(path, error) from error
     if packed.size != layout.size:
         raise FedmaskError(f"{path}: a head of {layout.task} has {layout.size} values, found {packed.size}")
+    if "base" not in facts:
+        logging.getLogger("fedmask").warning(
+            "%s: this head does not say of which run and base model it is: whether it fits cannot be told", path
+        )
     return layout, packed
+
+
+def load_head_origin(path: Path) -> HeadOrigin | None:
+    """Where a head comes from; None where its file, an older one, does not say. Raises FedmaskError as `load_head`."""
+    facts, _ = read_vector(path, "head")
+    if "base" not in facts:
+        return None
+    try:
+        base, told = facts["base"], (facts["run"], facts["max_length"], facts["pairs"])
+        origin = HeadOrigin(str(base["name"]), str(base["digest"]), dict(base["inputs"]), *told)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if tuple(map(type, told)) != (str, int, bool):
+        raise _damaged(path, TypeError(f"run, max_length and pairs are {told}"))
+    return origin
+
+
+def _damaged(path: Path, error: Exception) -> FedmaskError:
+    return FedmaskError(f"{path}: damaged head file ({error}); fetch or make it again")

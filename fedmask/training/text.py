@@ -88,21 +88,36 @@ class TokenizedSplit:
 def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> TokenizedSplit:
     """Tokenize a split once. max_length: tokens, special ones included.
 
-    Raises FedmaskError where the model has fewer positions than that.
+    A text of no tokens, as a tokenizer without special ones makes it of an empty text, becomes one, `stand_in_id`: a
+    mean over none would not be a number. Raises FedmaskError where the model has fewer positions than max_length.
     """
     check_length(encoder, max_length)
     texts = [list(split.text_a)] if split.text_b is None else [list(split.text_a), list(split.text_b)]
     takes_types = takes_token_types(encoder)
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=takes_types)
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    padding_id = tokenizer.pad_token_id
+    ids = [text or [stand_in_id(tokenizer)] for text in encoded["input_ids"]]
+    types = [text or [0] for text in encoded["token_type_ids"]] if takes_types else None
+    lengths = [len(text) for text in ids]
     return TokenizedSplit(
-        token_ids=np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32, sum(lengths)),
-        token_types=np.fromiter(chain.from_iterable(encoded["token_type_ids"]), np.int8) if takes_types else None,
+        token_ids=np.fromiter(chain.from_iterable(ids), np.int32, sum(lengths)),
+        token_types=None if types is None else np.fromiter(chain.from_iterable(types), np.int8),
         starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-        padding_id=0 if padding_id is None else int(padding_id),
+        padding_id=padding_id(tokenizer),
         labels=split.labels,
     )
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills a batch beside a short text; 0 where the tokenizer has none of its own."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
+def stand_in_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The one token of a text that has none: what stands for an unknown word, or for a text's end or start."""
+    for own in (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if own is not None:
+            return int(own)
+    return padding_id(tokenizer)
 
 
 def takes_token_types(encoder: nn.Module) -> bool:
@@ -112,12 +127,12 @@ def takes_token_types(encoder: nn.Module) -> bool:
 
 def check_length(encoder: nn.Module, max_length: int) -> None:
     """Raises FedmaskError where the model has fewer positions than max_length."""
-    if max_length > (longest := _positions(encoder)):
+    if max_length > (longest := longest_input(encoder)):
         raise FedmaskError(f"data.max_length={max_length}: this model reads at most {longest} tokens")
 
 
-def _positions(encoder: nn.Module) -> float:
-    """The longest input in tokens. RoBERTa's first positions, up to its padding's, hold no tokens."""
+def longest_input(encoder: nn.Module) -> float:
+    """In tokens; infinity where there is no limit. RoBERTa's first positions, up to its padding's, hold no tokens."""
     positions = getattr(encoder.config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return math.inf
@@ -131,8 +146,13 @@ def _type_vocabulary(encoder: nn.Module) -> int:
 
 def mean_pooled(encoder: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Features (B, H), float32."""
-    hidden = encoder(**inputs).last_hidden_state.float()
-    attention = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    return mean_over_tokens(encoder(**inputs).last_hidden_state, inputs["attention_mask"])
+
+
+def mean_over_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Last hidden states (B, T, H) and what is a token (B, T) -> features (B, H), float32."""
+    hidden = hidden.float()
+    attention = attention_mask.unsqueeze(-1).to(hidden.dtype)
     pooled: Tensor = (hidden * attention).sum(1) / attention.sum(1)
     return pooled
 

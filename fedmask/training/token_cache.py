@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -18,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fedmask.files import home, write_atomically
+from fedmask.models.identity import tokenizer_digest
 from fedmask.tasks.task import Split, add_texts
 from fedmask.training.text import TokenizedSplit, check_length, takes_token_types, tokenize
 
@@ -41,7 +41,7 @@ def cached_tokens(
 ) -> TokenizedSplit:
     """`tokenize`, read from disk where it was done before. Raises FedmaskError as `tokenize` does."""
     check_length(encoder, max_length)
-    if not tokenizer.is_fast:  # its state cannot be read, and so not be part of a digest
+    if not tokenizer.is_fast:  # of its state not all can be read, and so be part of a digest
         return tokenize(split, tokenizer, encoder, max_length)
     path = cache_folder() / "tokens" / f"{_digest(split, tokenizer, encoder, max_length)}.safetensors"
     if (found := _read(path, split)) is not None:
@@ -67,16 +67,7 @@ def _read(path: Path, split: Split) -> TokenizedSplit | None:
 
 
 def _digest(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> str:
-    facts = [_tokenizer_digest(tokenizer), max_length, takes_token_types(encoder)]
+    facts = [tokenizer_digest(tokenizer), max_length, takes_token_types(encoder)]
     sha = hashlib.sha256(_FORMAT + json.dumps(facts).encode())
     add_texts(sha, split)
     return sha.hexdigest()
-
-
-@lru_cache(maxsize=2)
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    for of_the_last_call in ("truncation", "padding"):
-        state.pop(of_the_last_call)
-    facts = [type(tokenizer).__name__, tokenizer.pad_token_id, tokenizer.truncation_side, state]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -24,6 +24,7 @@ MAX_CLIENTS, MAX_THREADS, MAX_RANK = 10**6, 2**10, 2**16
 
 _LENGTH = struct.Struct("<I")
 _RUN_ID = re.compile("[0-9a-f]{16}")
+_DIGESTS = {"run_digest": re.compile("([0-9a-f]{16})?"), "inputs_digest": re.compile("([0-9a-f]{64})?")}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Settings:
     threads: int
     run_id: str
     """16 hex digits, drawn once a run: names a folder of this run's own on a client. As long for every run."""
+    run_digest: str = ""
+    """16 hex digits of what makes the run what it is: equal for two runs that must give the same bits. Heads and
+    adapters carry it. Empty where it is not told."""
+    inputs_digest: str = ""
+    """`BaseModel.inputs_digest` of the server's base model, which every client's has to equal. Empty as above."""
 
     @property
     def exchanges_delta(self) -> bool:
@@ -118,8 +124,13 @@ def _parse(data: bytes) -> tuple[Settings, str, bytes]:
     # It becomes a part of a path on the client.
     if not isinstance(settings.run_id, str) or not _RUN_ID.fullmatch(settings.run_id):
         raise ValueError(f"run_id {settings.run_id!r} is not of 16 hex digits")
+    for key, pattern in _DIGESTS.items():
+        if not isinstance(getattr(settings, key), str) or not pattern.fullmatch(getattr(settings, key)):
+            raise ValueError(f"{key} {getattr(settings, key)!r} is no digest")
     for key in ("baseline", "seed", "device"):
         _allowed(key, getattr(settings, key))
+    if settings.trains_delta and settings.client.learning_rate is None:
+        raise ValueError("client.learning_rate is missing, and a delta is trained")
     for key, low, high in (("clients", 1, MAX_CLIENTS), ("threads", 1, MAX_THREADS), ("rank", 0, MAX_RANK)):
         value = getattr(settings, key)
         if type(value) is not int or not low <= value <= high:

@@ -20,7 +20,7 @@ from benchmarks.encoders import random_encoder
 from benchmarks.measure import alternate, time_rows
 from benchmarks.rows import Row, Settings
 from client.app import app as client_app
-from client.process import population
+from client.process import forget_data
 from fedmask.errors import FedmaskError
 from fedmask.masks import select
 from fedmask.models import lay_out_in_one_piece, load_base
@@ -113,7 +113,7 @@ def _memory_row(settings: Settings) -> Row:
 
 def _federate(num_clients: int) -> int:
     """Bytes that a federation holds between two rounds, its clients' data among them; their files lie on disk."""
-    population.cache_clear()
+    forget_data()
     gc.collect()
     observer = _Weighing()
     tensor_bytes_before = _tensor_bytes()

@@ -41,16 +41,17 @@ def only():
 
 @pytest.fixture(scope="session")
 def mask(tiny: BaseModel) -> Mask:
-    return select(tiny.encoder, rule="pafi", density=0.01, base_digest=tiny.digest)
+    return select(tiny.encoder, rule="pafi", density=0.01, base_digest=tiny.digest, inputs=tiny.inputs)
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Settings:
+def told(tmp_path: Path, tiny: BaseModel) -> Settings:
     (tmp_path / "small.py").write_text(TASK)
     config = compose(
         [
             "model=tiny",
             "mask.density=0.01",
+            "client.learning_rate=0.03",
             "data=python",
             f"data.root={tmp_path}",
             "data.tasks=['small:only']",
@@ -60,7 +61,7 @@ def told(tmp_path: Path) -> Settings:
             "threads=1",
         ]
     )
-    return settings_for(config)
+    return replace(settings_for(config), run_digest="0123456789abcdef", inputs_digest=tiny.inputs_digest)
 
 
 class Federation:

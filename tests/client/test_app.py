@@ -1,5 +1,6 @@
 """client.app: message in, message out; what a client lacks it names, and what it must not send it does not send."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import client.process
 from fedmask.errors import MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel
+from fedmask.models.identity import inputs_digest
+from fedmask.training.delta import load_adapter
+from fedmask.training.head import HeadOrigin, load_head_origin
 from fedmask.wire.codecs import codec
 from fedmask.wire.messages import facts_of, pack, payload_of
 from fedmask.wire.setup import Setup
@@ -33,7 +37,9 @@ def zeros(mask: Mask) -> bytes:
     return whole("delta", mask.digest, np.zeros(mask.num_selected, np.float32))
 
 
-def test_a_client_introduces_itself_and_proves_the_mask(federation: Federate, mask: Mask) -> None:
+def test_a_client_introduces_itself_and_proves_mask_and_inputs(
+    federation: Federate, mask: Mask, tiny: BaseModel
+) -> None:
     facts = dict(facts_of(federation().tell(1).content))
     assert len(str(facts.pop("head-layout"))) == 64
     assert len(str(facts.pop("data-digest"))) == len(str(facts.pop("classes-digest"))) == 16
@@ -42,6 +48,7 @@ def test_a_client_introduces_itself_and_proves_the_mask(federation: Federate, ma
         "task": "only",
         "metric": "accuracy",
         "mask-digest": mask.digest,
+        "inputs-digest": tiny.inputs_digest,
         "head-size": 2 * 65,
         "num-classes": 2,
         "num-examples": 10,
@@ -168,6 +175,50 @@ def test_a_mask_of_other_base_weights_is_refused_naming_both_and_not_kept(
     assert by_indices["mask-digest"] == talk.mask.digest
 
 
+def with_inputs(talk: Any, **changes: object) -> bytes:
+    """The setup of a server whose base model differs from this process's by these."""
+    inputs = {**talk.mask.recipe.inputs, **changes}
+    told = dataclasses.replace(talk.told, inputs_digest=inputs_digest(inputs))
+    return Setup(told, dataclasses.replace(talk.mask.recipe, inputs=inputs)).to_bytes()
+
+
+def test_a_base_that_reads_or_computes_otherwise_is_refused_naming_what_differs_and_not_kept(
+    federation: Federate,
+) -> None:
+    talk = federation()
+    for changes, unlike in (
+        ({"tokenizer": "0" * 16}, "another tokenizer"),
+        ({"hidden_act": "relu"}, "hidden_act its default instead of relu"),
+        ({"num_attention_heads": 2}, "num_attention_heads 4 instead of 2"),
+    ):
+        assert dict(facts_of(talk.tell(1, with_inputs(talk, **changes)).content)) == {
+            "client-id": 1,
+            "inputs-mismatch": f"this base model reads or computes otherwise than the run's: {unlike}; take the same "
+            "copy of tiny on server and clients",
+        }
+        assert list(talk.grid.context(talk.nodes[1]).state) == []
+    assert "mask-digest" in facts_of(talk.tell(1).content)
+
+
+def test_without_a_recipe_the_digest_of_the_inputs_is_enough_to_refuse(federation: Federate) -> None:
+    talk = federation(inputs_digest="0" * 64)
+    for mask in (None, talk.mask):
+        told = dataclasses.replace(talk.told, baseline="frozen" if mask is None else "none")
+        facts = dict(facts_of(talk.tell(0, Setup(told, mask).to_bytes()).content))
+        assert "another tokenizer or setting (digest " in str(facts["inputs-mismatch"])
+
+
+def test_a_server_that_does_not_tell_the_inputs_is_warned_of(
+    federation: Federate, caplog: pytest.LogCaptureFixture
+) -> None:
+    talk = federation(inputs_digest="")
+    recipe = dataclasses.replace(talk.mask.recipe, inputs=None)
+    facts = facts_of(talk.tell(1, Setup(talk.told, recipe).to_bytes()).content)
+    assert facts["mask-digest"] == talk.mask.digest
+    (line,) = caplog.messages
+    assert line.startswith("the run does not say with which tokenizer and settings")
+
+
 def test_a_client_beyond_the_federation_is_refused(federation: Federate) -> None:
     talk = federation(clients=1)
     reply = talk.tell(1)
@@ -237,6 +288,18 @@ def test_alone_a_client_keeps_its_own_delta_and_sends_nothing(federation: Federa
     first = adapter.read_bytes()
     talk.ask("train", 0, round=2, version=1, state_round=1)
     assert adapter.read_bytes() != first
+
+
+def test_head_and_adapter_that_people_see_say_where_they_come_from(federation: Federate, tiny: BaseModel) -> None:
+    talk = federation(baseline="alone")
+    layout = str(facts_of(talk.tell(0).content)["head-layout"])
+    talk.ask("train", 0, round=1, version=0)
+    assert load_head_origin(head_file(talk, 0)) == HeadOrigin(
+        "tiny", tiny.digest, tiny.inputs, "0123456789abcdef", max_length=64, pairs=False
+    )
+    adapter = load_adapter(head_file(talk, 0).with_name("adapter.safetensors"))
+    assert (adapter.run, adapter.max_length, adapter.heads) == ("0123456789abcdef", 64, {layout: "only"})
+    assert adapter.recipe.inputs == tiny.inputs
 
 
 def test_a_node_that_lost_its_state_starts_like_a_new_one(federation: Federate, mask: Mask) -> None:

@@ -12,11 +12,13 @@ import yaml
 
 import client.process
 from client.held import keep_held, take_up_held
+from fedmask.errors import FedmaskError
 from fedmask.masks import Mask
+from fedmask.training import fitness
 from fedmask.wire.codecs import codec
 from fedmask.wire.downlink import Received
 from fedmask.wire.messages import facts_of
-from fedmask.wire.setup import Settings
+from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame
 
 Federate = Callable[..., Any]
@@ -64,6 +66,39 @@ def test_a_client_is_who_its_file_says_and_trains_on_its_own_rows(deployed: Any)
     assert (facts["client-id"], facts["task"]) == (1, "only")
 
 
+def test_a_deployed_clients_model_proves_itself_once_and_a_simulated_ones_does_not(
+    deployed: Any, federation: Federate, mask: Mask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FEDMASK_CACHE_FOLDER", str(tmp_path / "cache"))
+    checks: list[tuple[str, str, int]] = []
+    real = fitness._check
+    monkeypatch.setattr(
+        fitness,
+        "_check",
+        lambda base, own, length: checks.append((base.digest, own.digest, length)) or real(base, own, length),
+    )
+    federation().tell(0)
+    assert not checks
+    deployed.tell(0)
+    new_process()
+    deployed.ask("evaluate", 0, ones(mask), version=4, split="test")
+    assert mask.recipe is not None
+    assert checks == [(mask.recipe.base_digest, mask.digest, deployed.told.data.max_length)]
+
+
+def test_a_deployed_client_with_a_model_that_is_not_fit_says_so_before_it_trains(
+    deployed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FedmaskError("model own: fnet reads padding as text")
+
+    new_process()
+    monkeypatch.setattr(client.process, "check_fitness", refuse)
+    reply = deployed.tell(0)
+    assert reply.has_error()
+    assert "model own: fnet reads padding as text" in reply.error.reason
+
+
 def test_the_next_process_holds_what_this_one_was_sent(deployed: Any, mask: Mask, tmp_path: Path) -> None:
     deployed.tell(0)
     first = deployed.ask("evaluate", 0, ones(mask), version=4, split="test")
@@ -83,6 +118,15 @@ def test_the_log_of_a_deployed_client_tells_when_it_begins_to_train(
     assert re.fullmatch(
         r"client 1, round 3: [\d.]+ s from the process's start to its first step, [\d.]+ s of them on a CPU", line
     )
+
+
+def test_the_log_of_a_deployed_client_tells_that_its_base_reads_or_computes_otherwise(
+    deployed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = replace(deployed.mask.recipe, inputs={**deployed.mask.recipe.inputs, "hidden_act": "relu"})
+    refusal = facts_of(deployed.tell(0, Setup(deployed.told, recipe).to_bytes()).content)["inputs-mismatch"]
+    assert caplog.messages == [refusal]
+    assert "hidden_act its default instead of relu" in str(refusal)
 
 
 @pytest.mark.parametrize("harm", [lambda content: content[:-1], lambda content: b"", lambda content: content[::-1]])

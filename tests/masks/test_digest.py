@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmask.errors import FedmaskError
 from fedmask.masks import base_digest
@@ -53,3 +53,13 @@ def test_name_dtype_shape_and_any_single_bit_matter() -> None:
 def test_a_model_without_values_is_refused() -> None:
     with pytest.raises(FedmaskError, match=r"^parameter w: it has no values \(meta device\); load the model's weights"):
         base_digest(holding(w=torch.empty(2, 2, device="meta")))
+
+
+def test_whoever_looks_on_sees_every_value_once_and_changes_no_digest() -> None:
+    model, seen = nn.Sequential(nn.Linear(700, 700), nn.Linear(3, 2)), dict[str, list[Tensor]]()
+    digest = base_digest(model, lambda name, values: seen.setdefault(name, []).append(values.clone()))
+    assert digest == base_digest(model)
+    assert len(seen["0.weight"]) > 1
+    for name, parameter in model.named_parameters():
+        assert torch.equal(torch.cat(seen.pop(name)), parameter.flatten())
+    assert not seen

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe, base_digest, select
@@ -267,6 +268,7 @@ def small_model(seed: int = 0) -> nn.Module:
         {"rule": "pafi", "density": 0.05, "include": ["*.weight", "1.bias"], "exclude": ["0.*"]},
         {"rule": "bitfit"},
         {"rule": "all", "embeddings": True},
+        {"rule": "bitfit", "key_biases": True},
     ],
 )
 def test_a_recipe_rebuilds_its_mask(options: dict[str, object]) -> None:
@@ -288,6 +290,20 @@ def test_the_default_recipe_is_about_three_hundred_bytes_and_holds_what_matters(
     assert fields["options"] == {"density": 0.01, "scope": "global"}
     assert fields["ties"] == "lowest-index"
     assert 200 < len(recipe.to_bytes()) < 300
+
+
+def test_a_recipe_from_before_there_was_a_choice_selects_key_biases() -> None:
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    older = MaskRecipe("bitfit", {}, base_digest(model), select(model, "bitfit", key_biases=True).digest)
+    mask = MaskRecipe.from_bytes(older.to_bytes()).rebuild(model)
+    assert "encoder.layer.0.attention.self.key.bias" in mask.shapes
+    assert mask.recipe == older  # nothing is said of what has always been so
+    newer = select(model, "bitfit")
+    assert newer.recipe is not None
+    assert newer.recipe.options == {"key_biases": False}
+    assert "encoder.layer.0.attention.self.key.bias" not in newer.shapes
+    assert MaskRecipe.from_bytes(newer.recipe.to_bytes()).rebuild(model) == newer
 
 
 def test_other_weights_are_refused_with_both_digests() -> None:
@@ -355,11 +371,31 @@ def test_a_damaged_recipe_is_refused(data: bytes, message: str) -> None:
     assert str(caught.value) == message
 
 
-@given(JSON_VALUES, JSON_VALUES)
-@settings(max_examples=40, deadline=None)
-def test_any_recipe_is_read_or_refused(rule: object, options: object) -> None:
+def test_a_recipe_may_say_what_else_decides_the_outputs_and_rebuilds_with_it() -> None:
+    model, inputs = small_model(), {"model_type": "bert", "layer_norm_eps": 1e-5, "tokenizer": "0" * 16}
+    bare, told = select(model, density=0.01), select(model, density=0.01, inputs=inputs)
+    assert bare == told
+    assert bare.recipe is not None
+    assert told.recipe is not None
+    assert (bare.recipe.inputs, told.recipe.inputs) == (None, inputs)
+    assert "inputs" not in json.loads(bare.recipe.to_bytes())  # as older ones are
+    for recipe in (bare.recipe, told.recipe):
+        assert MaskRecipe.from_bytes(recipe.to_bytes()) == recipe
+        assert recipe.rebuild(model).recipe == recipe
+
+
+@pytest.mark.parametrize("inputs", [[], "bert", 1, {"a b": 1}, {"": 1}, {"a\n": 1}])
+def test_inputs_that_are_no_named_values_are_refused(inputs: object) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        MaskRecipe.from_bytes(recipe_json(inputs=inputs))
+    assert str(caught.value) == "mask recipe: damaged (inputs are not named values); send it again"
+
+
+@given(JSON_VALUES, JSON_VALUES, JSON_VALUES)
+@settings(max_examples=60, deadline=None)
+def test_any_recipe_is_read_or_refused(rule: object, options: object, inputs: object) -> None:
     try:
-        recipe = MaskRecipe.from_bytes(recipe_json(rule=rule, options=options))
+        recipe = MaskRecipe.from_bytes(recipe_json(rule=rule, options=options, inputs=inputs))
     except FedmaskError as error:
         message = str(error)
     else:

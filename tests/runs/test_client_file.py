@@ -1,5 +1,6 @@
 """runs.client_file: what a deployed client says for itself, and what it refuses a server."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedmask.errors import FedmaskError
+from fedmask.runs import client_file
 from fedmask.runs.client_file import ClientFile, read_client_file
 from fedmask.runs.config import ConfigError
 from fedmask.wire.setup import Settings
@@ -77,10 +81,100 @@ def test_all_faults_are_told_at_once(write: Write, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("superlink", ["server", "server:", ":9443", "server:0", "server:99999", "server:https"])
+@pytest.mark.parametrize(
+    "superlink", ["server", "server:", ":9443", "server:0", "server:99999", "server:https", "https://server:9443"]
+)
 def test_a_server_has_a_port(superlink: str, write: Write) -> None:
     with pytest.raises(ConfigError, match=f"superlink={superlink}: must be host:port of the server"):
         read_client_file(write(superlink=superlink))
+
+
+NAME, DECIMAL = "must be the name of its task", "write a decimal number"
+PATHS = ("authority", "key", "folder", "model_path")
+
+
+@pytest.mark.parametrize("key", [*PATHS, "data.root"])
+def test_a_leading_tilde_is_the_home_folder(key: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    data = {"data": {"source": "tsv", "root": "~/mine", "task": "~/task"}}
+    own = read_client_file(write(**({key: "~/mine"} if key in PATHS else data)))
+    assert (own.data.root if key == "data.root" else getattr(own, key)) == "/home/me/mine"
+    assert own.data.task == ("~/task" if key == "data.root" else "sst2")
+
+
+def test_a_path_that_can_be_none_is_told(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_client_file(write(key="~nobody-has-this/x", folder="a\0b"))
+    assert [fault.removeprefix(f"{tmp_path / 'client.yaml'}: ") for fault in error.value.faults] == [
+        "key=~nobody-has-this/x: there is no home folder ~nobody-has-this; a name with a ~ in front is written "
+        "./~nobody-has-this/x",
+        "folder='a\\x00b': no path has a NUL character",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("task: 2024", f'data.task=2024: {NAME}; as a text it stands in quotes: "2024"'),
+        ("task: 1.50", f'data.task=1.50: {NAME}; YAML takes 1.50 for 1.5: as a text it stands in quotes: "1.50"'),
+        ("task: no", f'data.task=no: {NAME}; YAML takes no for false: as a text it stands in quotes: "no"'),
+        ("task: true", f'data.task=true: {NAME}; as a text it stands in quotes: "true"'),
+        ("task: null", f'data.task=null: {NAME}; as a text it stands in quotes: "null"'),
+        ("task:", "data.task='': must be the name of its task"),
+        ("task: [sst2]", "data.task=[sst2]: must be the name of its task"),
+        (
+            "task: 0777",
+            f'line 2: data.task: 0777: YAML reads it in base 8, as 511; {DECIMAL}, or "0777" if it is a text',
+        ),
+        (
+            "task: 1:30",
+            f'line 2: data.task: 1:30: YAML reads it in base 60, as 90; {DECIMAL}, or "1:30" if it is a text',
+        ),
+        ("task: a\n  task: b", "line 3: data.task stands twice, first in line 2; leave one out"),
+        ("task: a\ndata: {}", "line 3: data stands twice, first in line 1; leave one out"),
+    ],
+)
+def test_a_name_that_yaml_takes_for_something_else_is_told_how_it_is_written(
+    line: str, fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "client.yaml"
+    others = yaml.safe_dump({key: value for key, value in OWN.items() if key != "data"})
+    path.write_text(
+        f"data:\n  {line}\n  source: demo\n{others}" if "data:" not in line else f"data:\n  {line}\n{others}"
+    )
+    with pytest.raises(ConfigError) as error:
+        read_client_file(path)
+    assert f"{path}: {fault}" in error.value.faults
+    assert len(error.value.faults) == 1
+
+
+@pytest.mark.parametrize("task", ["2024-01-01", "'2024'", "'no'", '"null"', "08", "0o17"])
+def test_what_is_a_text_is_a_name(task: str, write: Write) -> None:
+    path = write(data={"source": "demo", "root": None, "task": "TASK"})
+    path.write_text(path.read_text().replace("TASK", task))
+    assert read_client_file(path).data.task == task.strip("'\"")
+
+
+@settings(deadline=None, max_examples=200)
+@given(junk=st.binary(max_size=20), place=st.integers(0, 10**4), cut=st.integers(0, 20))
+def test_any_bytes_are_a_file_or_lines(junk: bytes, place: int, cut: int) -> None:
+    whole = yaml.safe_dump(OWN).encode()
+    place %= len(whole)
+    faults: tuple[str, ...] = ("none",)
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        file.write(whole[:place] + junk + whole[place + cut :])
+        file.flush()
+        try:
+            read_client_file(Path(file.name))
+        except ConfigError as error:
+            faults = error.faults
+    assert all(fault.isprintable() for fault in faults)
+
+
+def test_a_fault_of_its_own_keeps_its_traceback(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_file, "read_value", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        read_client_file(write())
 
 
 def test_limits_have_to_be_said(write: Write) -> None:

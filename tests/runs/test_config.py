@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmask.errors import FedmaskError
 from fedmask.runs.config import (
     KEYS,
     SECTIONS,
@@ -19,7 +20,10 @@ from fedmask.runs.config import (
     RunConfig,
     build,
     check,
+    flat,
     from_yaml,
+    is_allowed,
+    read_value,
     to_dict,
     unknown_key,
 )
@@ -37,6 +41,10 @@ VALID: dict[str, Any] = {
         "source": "demo",
         "root": None,
         "tasks": None,
+        "text": None,
+        "text_b": None,
+        "label": None,
+        "classes": None,
         "partition": "natural",
         "alpha": 0.3,
         "examples_per_client": 100,
@@ -49,6 +57,7 @@ VALID: dict[str, Any] = {
         "include": None,
         "exclude": [],
         "embeddings": False,
+        "key_biases": False,
         "seed": 0,
         "rank": None,
     },
@@ -261,6 +270,74 @@ def test_all_faults_come_together_each_once() -> None:
     )
 
 
+PATHS = ("model.path", "data.root", "output", "resume")
+
+
+def test_which_keys_are_paths_follows_from_their_type() -> None:
+    assert tuple(key for key, entry in KEYS.items() if entry.allowed.kind == "path") == PATHS
+    texts = {key for key, entry in KEYS.items() if entry.allowed.kind == "text"}
+    assert {"model.name", "model.hub", "ray.address"} <= texts
+    assert all(is_allowed("any text", KEYS[key].allowed) for key in texts.union(PATHS))
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_leading_tilde_of_a_path_is_the_home_folder(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    raw = changed(data__source="hub", data__tasks=["a"], **{key.replace(".", "__"): "~/a"})
+    assert flat(to_dict(build(raw)))[key] == "/home/me/a"
+    assert flat(to_dict(build(changed(model__name="~/a"))))["model.name"] == "~/a"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "written", "ending"),
+    [
+        ("data.tasks", [2024], None, """in quotes: "data.tasks=['2024']\""""),
+        ("data.tasks", ["a", 1.5, True, None], None, """in quotes: "data.tasks=[a,'1.5','true','null']\""""),
+        ("data.tasks", "sst2", None, "; a list is written data.tasks=[sst2]"),
+        ("compare", "frozen", None, "; a list is written compare=[frozen]"),
+        ("compare", "frozn", None, "; did you mean frozen?"),
+        ("compare", [3], None, "out of frozen, alone, central, each once"),
+        ("data.tasks", [["a"]], None, "or null (demo: all it has)"),
+        ("output", 3, None, '; as a text it stands in quotes: "3"'),
+        ("output", False, "no", '; YAML takes no for false: as a text it stands in quotes: "no"'),
+        ("output", object(), None, "or null (a new one under runs/)"),
+        ("model.name", None, "null", '; as a text it stands in quotes: "null"'),
+        ("model.name", None, None, "must be a name"),
+        ("rounds", "3", None, "; this is a text: write 3 without quotes"),
+        ("rounds", "0", None, "must be a whole number of at least 1"),
+        ("overwrite", "true", None, "; this is a text: write true without quotes"),
+        ("client.learning_rate", "1e-5", None, "; this is a text: write 1.0e-05 without quotes"),
+        ("client.learning_rate", "nan", None, "must be a number above 0"),
+        ("output", "\udcff", None, "or null (a new one under runs/)"),
+        ("device", "gpu", None, "; did you mean cuda?"),
+        ("model.dtype", "bf16", None, "; did you mean bfloat16?"),
+        ("server.combine", "fedavg", None, "; did you mean mean?"),
+    ],
+)
+def test_a_value_of_another_type_is_told_how_it_is_written(
+    key: str, value: object, written: str | None, ending: str
+) -> None:
+    with pytest.raises(FedmaskError) as caught:
+        read_value(key, value, KEYS[key].allowed, written)
+    assert str(caught.value).startswith(f"{key}=")
+    assert str(caught.value).endswith(ending)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(KEYS)), st.text() | st.integers() | st.floats() | st.none() | st.lists(st.text()))
+def test_what_is_told_to_be_written_is_allowed(key: str, value: object) -> None:
+    said = ""
+    try:
+        read_value(key, value, KEYS[key].allowed)
+    except FedmaskError as error:
+        said = str(error)
+    if "this is a text: write " in said:
+        number = said.rpartition("write ")[2].removesuffix(" without quotes")
+        assert is_allowed(yaml.safe_load(number), KEYS[key].allowed)
+    if "a list is written" in said:
+        assert is_allowed([value], KEYS[key].allowed)
+
+
 def test_a_key_that_is_no_word_is_unknown() -> None:
     assert faults_of({**VALID, 3: 4}) == ("3=4: no such key; --help lists all keys",)
 
@@ -277,6 +354,8 @@ def test_a_missing_section_is_missing_key_by_key() -> None:
         ("rond", "did you mean rounds?"),
         ("learning_rate", "did you mean client.learning_rate or server.learning_rate?"),
         ("epochs", "did you mean client.local_epochs?"),
+        ("client.lr", "did you mean client.learning_rate?"),
+        ("batch-size", "did you mean client.batch_size?"),
         ("mask.densty", "did you mean mask.density?"),
         ("qqqqqq", "--help lists all keys"),
     ],
@@ -299,12 +378,18 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
         ],
     ),
     (
-        {"mask__embeddings": True, "mask__seed": 3, "mask__rank": 4},
+        {"mask__embeddings": True, "mask__key_biases": True, "mask__seed": 3, "mask__rank": 4},
         [
             "mask.embeddings=true: mask=pafi takes no embeddings; leave it out, or take mask=all",
+            "mask.key_biases=true: mask=pafi takes no key_biases; leave it out, or take mask=bitfit",
             "mask.seed=3: mask=pafi takes no seed; leave it out, or take mask=random",
             "mask.rank=4: mask=pafi takes no rank; leave it out, or take mask=hiwi",
         ],
+    ),
+    (
+        {"mask__rule": "hiwi", "mask__density": None, "mask__scope": None, "mask__rank": 4}
+        | {"client__learning_rate": None},
+        ["client.learning_rate=null: mask=hiwi has one rate for all models; give a number, or leave it out"],
     ),
     (
         {"mask__density": None, "mask__scope": None},
@@ -322,7 +407,7 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
     (
         {"data__source": "own", "data__root": "d", "data__tasks": ["a"], "baseline": "central"},
         [
-            "data.root=d: data=own reads no folder; leave it out, or take data=tsv|hub|python",
+            "data.root=d: data=own reads no folder; leave it out, or take data=tsv|csv|jsonl|hub|python",
             "data.tasks=[a]: with data=own each client's own file says its task; leave it out",
             "data=own: central pools the data of all clients, and these do not leave their clients; leave one out",
         ],
@@ -333,7 +418,7 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
     ),
     (
         {"data__root": "my data"},
-        ["data.root=my data: data=demo reads no folder; leave it out, or take data=tsv|hub|python"],
+        ["data.root=my data: data=demo reads no folder; leave it out, or take data=tsv|csv|jsonl|hub|python"],
     ),
     (
         {"clients_per_round": 11},
@@ -380,6 +465,7 @@ def test_values_that_contradict_each_other(changes: dict[str, object], faults: l
 
 
 NO_CONTRADICTIONS: list[dict[str, object]] = [
+    {"client__learning_rate": None},
     {"clients_per_round": 10},
     {"clients": 3, "data__tasks": ["a", "b", "c"]},
     {"mask": {**VALID["mask"], **UNTAKEN_BY_HIWI}},
@@ -431,7 +517,7 @@ def raws(draw: st.DrawFn) -> dict[str, Any]:
         mask__density=draw(st.floats(0, 1, exclude_min=True)),
         mask__include=draw(st.none() | st.lists(WORDS, min_size=1, unique=True)),
         mask__exclude=draw(st.lists(WORDS, unique=True)),
-        client__learning_rate=draw(POSITIVE),
+        client__learning_rate=draw(st.none() | POSITIVE),
         clients=clients,
         clients_per_round=draw(st.none() | st.integers(1, clients)),
         compare=draw(st.lists(st.sampled_from(["frozen", "alone"]), unique=True)),
@@ -451,6 +537,15 @@ def test_the_written_configuration_reads_back_equal(raw: dict[str, Any]) -> None
     assert list(to_dict(config)) == list(VALID)
 
 
+@pytest.mark.parametrize(("rule", "before"), [("bitfit", True), ("pafi", False), ("all", False)])
+def test_a_run_from_before_there_were_key_biases_trained_all_biases(rule: str, before: bool) -> None:
+    taken = {} if rule == "pafi" else {"mask__density": None, "mask__scope": None}
+    raw = changed(mask__rule=rule, **taken)
+    assert from_yaml(yaml.safe_dump(raw)).mask.key_biases is False
+    del raw["mask"]["key_biases"]
+    assert from_yaml(yaml.safe_dump(raw)).mask.key_biases is before
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -464,6 +559,45 @@ def test_a_text_that_is_no_configuration_is_one_line(text: str, fault: str) -> N
         from_yaml(text)
     assert str(caught.value).startswith(fault)
     assert "\n" not in str(caught.value)
+
+
+def edited(old: str, new: str) -> str:
+    """The text of a configuration as a person may have edited it."""
+    text = yaml.safe_dump(to_dict(build(changed())), sort_keys=False)
+    assert text.count(old) == 1
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("rounds: 5", "rounds: 5\nrounds: 7", r"line \d+: rounds stands twice, first in line \d+; leave one out"),
+        ("rounds: 5", "rounds: 010", "line [0-9]+: rounds: 010: YAML reads it in base 8, as 8; write a decimal number"),
+        ("rounds: 5", "rounds: 1:30", "line [0-9]+: rounds: 1:30: YAML reads it in base 60, as 90; write a decimal"),
+        ("output: null", "output: no", "output=no: must be a folder, .* YAML takes no for false: as a text it stands"),
+        ("output: null", "output: 2024", "output=2024: must be a folder, .*; as a text it stands in quotes"),
+        ("tasks: null", "tasks: [2024]", r"data.tasks=\[2024\]: must be a list"),
+        ("rounds: 5", "rounds: .nan", "rounds=.nan: must be a whole number of at least 1"),
+        ("alpha: 0.3", "alpha: .inf", "data.alpha=.inf: must be a number above 0"),
+    ],
+)
+def test_an_edited_configuration_is_read_strictly(old: str, new: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{fault}") as caught:
+        from_yaml(edited(old, new))
+    assert len(caught.value.faults) == 1
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30), st.integers(0, 10**6))
+def test_any_edit_is_a_configuration_or_lines(junk: str, place: int) -> None:
+    text = edited("rounds: 5", "rounds: 6")
+    place %= len(text)
+    faults: tuple[str, ...] = ("none",)
+    try:
+        from_yaml(text[:place] + junk + text[place + len(junk) :])
+    except ConfigError as error:
+        faults = error.faults
+    assert all(fault.isprintable() for fault in faults)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 import json
 import random
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedmask.errors import FedmaskError
 from fedmask.runs.study import (
@@ -214,3 +217,50 @@ def test_a_file_that_is_no_study_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("[1, 2]")
     with pytest.raises(FedmaskError, match=r"^study bad: bad: must be a mapping"):
         read_study(tmp_path / "bad.yaml")
+
+
+TEXT, NUMBERS = "must be a text, in quotes where YAML takes it for something else", "must be a list of numbers"
+TUNED = "rows.tuned.tune.client.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("budget_hours: 1", "budget_hours: true", "small.budget_hours: not true; must be a number"),
+        ("budget_hours: 1", "budget_hours: .inf", "small.budget_hours: not inf; must be a number"),
+        ("budget_hours: 1", "budget_hours: 1:30", "line 3: budget_hours: 1:30: YAML reads it in base 60, as 90; write"),
+        ("budget_hours: 1", "budget_hours: 1\nbudget_hours: 2", "line 4: budget_hours stands twice, first in line 3"),
+        ("question: which one?", "question: no", f"small.question: not false; {TEXT}"),
+        ("[threads=1]", "[threads=1, rounds: 2]", f"overrides: not {{'rounds': 2}}; {TEXT}"),
+        ("[rounds=2]", "[2]", f"settings.a.overrides: not 2; {TEXT}"),
+        ("title: plain", "title: 2024", f"rows.plain.title: not 2024; {TEXT}"),
+        ("finalist: true", "finalist: 1", "rows.tuned.finalist: not 1; must be true or false"),
+        ("settings: [a]", "settings: [on]", f"rows.follower.settings: not true; {TEXT}"),
+        ("[0.01, 0.03]", "[1e-5, 3e-3]", f"{TUNED}: {NUMBERS}; write 1.0e-05 for 1e-5, 0.003 for 3e-3"),
+        ("[0.01, 0.03]", "[true, .nan]", f"{TUNED}: {NUMBERS}"),
+        ("  plain:", "  no:", 'line 15: the key no is read as another value than a text; write "no"'),
+    ],
+)
+def test_a_study_is_read_strictly(old: str, new: str, fault: str, tmp_path: Path) -> None:
+    assert STUDY.count(old) == 1
+    (tmp_path / "small.yaml").write_text(STUDY.replace(old, new))
+    with pytest.raises(FedmaskError) as caught:
+        read_study(tmp_path / "small.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert line.removeprefix("study small: ").removeprefix("small.yaml: ").startswith(fault)
+
+
+@settings(deadline=None, max_examples=200)
+@given(junk=st.binary(max_size=20), place=st.integers(0, 10**4), cut=st.integers(0, 20))
+def test_any_bytes_are_a_study_or_lines(junk: bytes, place: int, cut: int) -> None:
+    whole = STUDY.encode()
+    place %= len(whole)
+    lines = ["none"]
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        file.write(whole[:place] + junk + whole[place + cut :])
+        file.flush()
+        try:
+            read_study(Path(file.name))
+        except FedmaskError as error:
+            lines = str(error).split("\n")
+    assert all(line.isprintable() for line in lines)

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 SMALL = ("model=tiny", "mask.density=0.01", "threads=1", "clients=5", "rounds=1", "data.examples_per_client=10")
 
 
-def simulate(*overrides: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def simulate(*overrides: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
     command = [sys.executable, str(ROOT / "scripts" / "simulate.py"), *overrides]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
@@ -125,3 +125,51 @@ def test_a_folder_that_holds_a_run_is_refused_before_any_work(tmp_path: Path) ->
         f"output={tmp_path}: this folder already holds a run; name another, or say overwrite=true to replace it\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_paths_begin_at_home_and_what_is_given_twice_is_told(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        file = tmp_path / "rows" / "2024" / f"{split}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = "".join(f"text {number}\t{'up' if number % 2 else 'down'}\n" for number in range(20))
+        file.write_text(f"text_a\tlabel\n{rows}")
+    rows = ("data=tsv", "data.root=~/rows", "data.tasks=['2024']")
+    done = simulate(*SMALL, *rows, "clients=2", "rounds=1", "output=~/runs/first", HOME=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "runs" / "first" / "summary.json").exists()
+    assert done.stdout.splitlines()[1:3] == [
+        f"run folder: {tmp_path}/runs/first",
+        "note: clients is given 2 times; the last counts: clients=2",
+    ]
+    merged = [sys.executable, str(ROOT / "scripts" / "merge.py"), "adapter=~/runs/first", "output=~/merged"]
+    told = subprocess.run(merged, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    adapter = f"{tmp_path}/runs/first/adapter.safetensors"
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == f"adapter={tmp_path}/runs/first: a folder; name the file, such as adapter={adapter}\n"
+
+
+def test_a_name_that_is_a_number_is_told_how_it_is_written(tmp_path: Path) -> None:
+    done = simulate("data=tsv", f"data.root={tmp_path}", "data.tasks=[2024]")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("data.tasks=[2024]: must be a list of task names")
+    assert line.endswith("stands in quotes: \"data.tasks=['2024']\"")
+
+
+@pytest.mark.parametrize("word", ["-h", "help"])
+def test_help_has_other_names(word: str) -> None:
+    done = simulate(word)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: python scripts/simulate.py")
+
+
+def test_what_other_programs_take_is_told_all_at_once() -> None:
+    done = simulate("-m", "lr=0.1", "--rounds", "3", "model=bert-base-uncased", "adapter=RUN")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == [
+        "-m",
+        "lr=0.1",
+        "--rounds 3",
+        "model=bert-base-uncased",
+        "adapter=RUN",
+    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import study
 from fedmask.runs.study import read_results
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -228,8 +229,39 @@ def test_a_study_above_its_budget_is_refused_before_a_cell_runs(study_file: Path
             "rounds=2: unknown; the keys are experiment, seeds, jobs, budget_hours, output, results, report and "
             "data.root",
         ),
+        ("experiment=gone.yaml", "experiment=gone.yaml: there is no such file"),
+        ("experiment=first --seeds 2", "--seeds: unknown in this form; write seeds=..."),
+        ("experiment=first seeds=2 seeds=3", "seeds=3: given twice, first as seeds=2; leave one out"),
+        (
+            "experiment=first output=~nobody-has-this",
+            "output=~nobody-has-this: there is no home folder ~nobody-has-this; a name with a ~ in front is written "
+            "./~nobody-has-this",
+        ),
         ("experiment=first results=/nowhere/x.jsonl", "results=/nowhere/x.jsonl: there is no such file"),
     ],
 )
 def test_a_bad_argument_is_one_line(argument: str, line: str) -> None:
     assert finished(*argument.split()) == (2, "", line + "\n")
+
+
+def test_seeds_without_a_finalist_have_no_use(study_file: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(study_file.read_text().replace("finalist: true, ", ""))
+    assert finished(f"experiment={alone}", "seeds=2", f"output={tmp_path / 'cells'}") == (
+        2,
+        "",
+        "seeds=2: study alone has no row with `finalist: true`, and all others run under one seed; mark the rows that "
+        "shall run under several, or leave seeds= out\n",
+    )
+    budget = ("budget_hours=0.00001", f"output={tmp_path / 'cells'}")
+    for one in ([f"experiment={alone}"], [f"experiment={alone}", "seeds=1"]):
+        assert finished(*one, *budget)[2].startswith("that is more than budget_hours=1e-05")
+
+
+def test_paths_of_a_study_begin_at_home(study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = study_file.parent
+    monkeypatch.setenv("HOME", str(home))
+    arguments = ["experiment=~/small.yaml", "output=~/cells", "results=~/r.jsonl", "data.root=~/data"]
+    request = study.read_request(arguments)
+    assert (request.study.name, request.output, request.results) == ("small", home / "cells", home / "r.jsonl")
+    assert request.here == (f"data.root={home.resolve()}/data",)

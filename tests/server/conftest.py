@@ -14,8 +14,9 @@ from flwr.app import Context, Message
 
 from client.app import app as client_app
 from faults.runs import ChangingGrid
-from fedmask.runs.config import RunConfig
+from fedmask.runs.config import RunConfig, from_yaml
 from fedmask.training.delta import load_adapter
+from fedmask.training.head import load_head
 from fedmask.wire.ledger import Ledger
 from server.app import num_clients, run_federation
 from server.compose import compose
@@ -106,7 +107,14 @@ class FinishedRun:
 
     @property
     def heads(self) -> list[bytes]:
-        return [path.read_bytes() for path in sorted((self.folder / "clients").glob("*/head.safetensors"))]
+        return [path.read_bytes() for path in self._head_files()]
+
+    @property
+    def head_values(self) -> list[bytes]:
+        return [load_head(path)[1].tobytes() for path in self._head_files()]
+
+    def _head_files(self) -> list[Path]:
+        return sorted((self.folder / "clients").glob("*/head.safetensors"))
 
 
 @pytest.fixture(scope="session")
@@ -149,9 +157,15 @@ def federate(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
         config = replace(config, output=folder, resume=folder if resume else None)
         watcher = watcher or Watcher()
         summary = run_federation(grid(app, num_clients(config)), config, watcher)
-        return FinishedRun(config, Path(str(config.output)), summary, watcher)
+        return FinishedRun(_with_rate_of(config, Path(folder)), Path(folder), summary, watcher)
 
     return run
+
+
+def _with_rate_of(config: RunConfig, folder: Path) -> RunConfig:
+    """A configuration with the rate that the run took, where it names none."""
+    taken = from_yaml((folder / "config.yaml").read_text()).client.learning_rate
+    return replace(config, client=replace(config.client, learning_rate=config.client.learning_rate or taken))
 
 
 @pytest.fixture(scope="session")

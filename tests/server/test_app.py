@@ -1,5 +1,6 @@
 """server.app: a configuration becomes a run folder that holds what the contract says; the baselines beside it."""
 
+import copy
 import json
 import shlex
 from collections.abc import Callable
@@ -10,17 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from flwr.app import Context, Message, RecordDict
 
 import fedmask
 from client.app import app as client_app
 from fedmask.errors import FedmaskError
+from fedmask.masks import RULES
 from fedmask.models import BaseModel
 from fedmask.runs.config import from_yaml
 from fedmask.training.delta import Delta
+from fedmask.training.head import HeadOrigin, load_head, load_head_origin
 from fedmask.wire.messages import facts_of
 from server.app import app as server_app
-from server.app import resolved
+from server.app import resolved, run_digest, select_mask
 from server.compose import compose
 from server.local_grid import LocalGrid
 
@@ -87,6 +92,55 @@ def test_a_rounds_line_is_there_when_the_round_ends(
     assert lines == {1: 0, 2: 1}
 
 
+def test_adapter_and_heads_of_a_run_say_where_they_come_from_and_that_it_is_the_same_run(
+    plain_run: Run, tiny: BaseModel
+) -> None:
+    adapter = fedmask.load_adapter(plain_run.folder / "adapter.safetensors")
+    run, max_length = plain_run.summary["run_digest"], plain_run.config.data.max_length
+    assert (adapter.run, adapter.max_length) == (run, max_length)
+    assert adapter.recipe.inputs == tiny.inputs
+    assert adapter.heads is not None
+    for head in sorted((plain_run.folder / "clients").glob("*/head.safetensors")):
+        assert load_head_origin(head) == HeadOrigin("tiny", tiny.digest, tiny.inputs, run, max_length, pairs=False)
+        layout = load_head(head)[0]
+        assert adapter.heads[layout.digest] == layout.task
+    assert set(adapter.heads.values()) == {"first", "second"}
+
+
+def test_files_of_one_run_done_twice_have_the_same_bytes_whatever_it_ran_on(
+    federate: Callable[..., Run], plain_run: Run
+) -> None:
+    again = federate("score_every=2", "server.timeout_seconds=77", "log.tensorboard=false")
+    assert again.summary["run_id"] != plain_run.summary["run_id"]
+    assert (again.adapter, again.heads) == (plain_run.adapter, plain_run.heads)
+
+
+def test_a_run_of_another_base_mask_or_training_is_another_run(tiny: BaseModel, overrides: list[str]) -> None:
+    def digest(*more: str, base: BaseModel = tiny) -> str:
+        config = compose([*overrides, *more])
+        return run_digest(config, base, select_mask(config, base))
+
+    changed = replace(tiny, digest="1" * 64)
+    found = [
+        digest(),
+        digest("seed=1"),
+        digest("mask.density=0.02"),
+        digest("client.learning_rate=0.5"),
+        digest("client.head=shared"),
+        digest("server.combine=median"),
+        digest("codec=int8"),
+        digest("clients=6"),
+        digest("clients_per_round=2"),
+        digest("data.max_length=24"),
+        digest("baseline=alone"),
+        digest("baseline=frozen"),
+        digest(base=changed),
+    ]
+    assert len(set(found)) == len(found)
+    same = ["rounds=9", "threads=2", "output=elsewhere", "server.max_retries=3", "score_every=4"]
+    assert {digest(*same), digest("data.root=/tmp", "data.tasks=['a:b']")} == {found[0]}
+
+
 def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseModel) -> None:
     summary = json.loads((plain_run.folder / "summary.json").read_text())
     assert summary == plain_run.summary
@@ -96,6 +150,7 @@ def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseMode
         "dtype": "float32",
         "num_parameters": tiny.num_parameters,
         "digest": tiny.digest,
+        "inputs_digest": tiny.inputs_digest,
     }
     mask = summary["mask"]
     assert (mask["rule"], mask["num_selected"]) == ("pafi", round(0.01 * tiny.num_parameters))
@@ -110,6 +165,41 @@ def test_the_summary_has_the_keys_of_the_contract(plain_run: Run, tiny: BaseMode
     assert all(summary["worst_client_score"][task] <= summary["score"][task] for task in summary["score"])
     assert summary["mean_score"] == pytest.approx(np.mean(list(summary["score"].values())))
     assert summary["seconds"] > 0
+
+
+def test_a_rate_that_is_not_named_is_the_rules_for_so_many_entries(
+    federate: Callable[..., Run], plain_run: Run
+) -> None:
+    rate = RULES["pafi"].rate
+    assert rate is not None
+    taken = yaml.safe_load((plain_run.folder / "config.yaml").read_text())["client"]["learning_rate"]
+    assert taken == rate(plain_run.summary["mask"]["num_selected"])
+    assert federate(f"client.learning_rate={taken!r}").adapter == plain_run.adapter
+    other = federate("client.learning_rate=0.01", "rounds=1")
+    assert yaml.safe_load((other.folder / "config.yaml").read_text())["client"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(("baseline", "has_rate"), [("alone", True), ("central", True), ("frozen", False)])
+def test_baselines_that_train_entries_take_the_same_rate(
+    federate: Callable[..., Run], plain_run: Run, baseline: str, has_rate: bool
+) -> None:
+    run = federate(f"baseline={baseline}", "rounds=1", "score_test=false")
+    assert run.config.client.learning_rate == (plain_run.config.client.learning_rate if has_rate else None)
+
+
+def test_exact_zeros_in_the_mask_are_told_once_and_kept(
+    federate: Callable[..., Run], tiny: BaseModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeroed = copy.deepcopy(tiny.encoder)
+    torch.nn.init.zeros_(zeroed.get_parameter("encoder.layer.1.output.dense.weight"))
+    zeroed.save_pretrained(tmp_path / "zeroed")  # type: ignore[operator]
+    tiny.tokenizer.save_pretrained(tmp_path / "zeroed")
+    run = federate(f"model.path={tmp_path / 'zeroed'}", "model.weights=pretrained", "mask.density=0.001", "rounds=1")
+    assert run.summary["mask"]["exact_zeros"] == run.summary["mask"]["num_selected"] == 206
+    (told,) = (message for message in caplog.messages if "exactly zero" in message)
+    assert told.startswith(
+        "rule pafi: 206 of the 206 selected entries (100%) are exactly zero in the base model, 206 of"
+    )
 
 
 def test_communication_figures_are_those_of_the_ledger(plain_run: Run, tiny: BaseModel) -> None:
@@ -218,9 +308,14 @@ def test_flowers_server_app_runs_the_overrides_it_is_given(
         ("workers=2", ["workers=2: flwr run says how many clients work at once; leave it out"]),
         ("output='a b", ["hydra=output='a b: No closing quotation"]),
         ("rouns=3", ["rouns=3: no such key; did you mean rounds?"]),
+        ("data=tsv data.root=~/gone data.tasks=[a]", ["data.root=/home/me/gone: there is no such folder"]),
+        ("--rounds 3", ["--rounds 3: must be key=value; --help lists all keys; write rounds=3"]),
     ],
 )
-def test_what_flower_cannot_start_is_told_in_lines(overrides: str, faults: list[str]) -> None:
+def test_what_flower_cannot_start_is_told_in_lines(
+    overrides: str, faults: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
     with pytest.raises(FedmaskError) as caught:
         start(overrides)
     assert str(caught.value).splitlines() == faults

@@ -9,10 +9,11 @@ from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import server.compose
 from fedmask.runs.config import KEYS, SECTIONS, ConfigError, ServerConfig, from_yaml, to_dict
+from fedmask.runs.strict_yaml import read_mapping_file
 from server.compose import CONF, compose, groups, help_text
 
 
@@ -75,16 +76,16 @@ def test_a_model_file_carries_its_own_name(model: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "learning_rate"),
     [
-        ("pafi", 3e-2),
-        ("largest", 1e-3),
-        ("random", 1e-2),
+        ("pafi", None),  # by the number of entries
+        ("largest", None),
+        ("random", None),
         ("hiwi", 3e-3),
         ("ffn_bias", 1e-2),
         ("bitfit", 5e-3),
         ("all", 1e-4),
     ],
 )
-def test_a_rule_brings_its_own_learning_rate(rule: str, learning_rate: float) -> None:
+def test_a_rule_brings_its_own_learning_rate(rule: str, learning_rate: float | None) -> None:
     config = compose([f"mask={rule}"])
     assert config.mask.rule == rule
     assert config.client.learning_rate == learning_rate
@@ -220,6 +221,50 @@ def test_paths_are_taken_as_written(written: str, read: str | None) -> None:
     assert (config.output, config.model.path) == (read, read)
 
 
+@pytest.mark.usefixtures("composed_once")
+def test_a_leading_tilde_of_any_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows").mkdir()
+    config = compose(["output=~/runs", "model.path=~/bert", "data=hub", "data.root=~/rows", "data.tasks=['~/a']"])
+    assert (config.output, config.model.path) == (f"{tmp_path}/runs", f"{tmp_path}/bert")
+    assert (config.data.root, config.data.tasks) == (f"{tmp_path}/rows", ("~/a",))
+    assert compose(["output=./~/runs"]).output == "./~/runs"
+    assert faults_of("data=tsv", "data.root=~/gone", "data.tasks=[a]") == (
+        f"data.root={tmp_path}/gone: there is no such folder",
+    )
+
+
+@pytest.mark.usefixtures("composed_once")
+def test_what_can_be_no_path_is_told_for_each_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    none = "there is no home folder ~nobody-has-this; a name with a ~ in front is written ./~nobody-has-this"
+    overrides = [f"{key}=~nobody-has-this" for key in ("output", "model.path", "data.root")]
+    assert faults_of("data=hub", "data.tasks=[a]", *overrides) == tuple(f"{given}: {none}" for given in overrides)
+    assert faults_of("resume=~nobody-has-this") == (f"resume=~nobody-has-this: {none}",)
+    assert faults_of("resume=file") == ("resume=file: a file; name the run's folder",)
+    assert faults_of("data=tsv", "data.root=file", "data.tasks=[a]") == (
+        "data.root=file: must be a folder, but is a file",
+    )
+    (long,) = faults_of(f"output={'x' * 5000}")
+    assert long.endswith(": File name too long")
+    (bytes_,) = faults_of("output=\udcff")  # as Python gives a name that is not UTF-8
+    assert bytes_ == "output='\\udcff': must be a folder, or null (a new one under runs/)"
+
+
+def test_a_run_is_resumed_by_a_path_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    text = yaml.safe_dump(to_dict(compose(["rounds=3", "output=~/run"])), sort_keys=False)
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    config = compose(["resume=~/run", "output=~/run", "rounds=3"])
+    assert (config.resume, config.output) == (f"{tmp_path}/run", f"{tmp_path}/run")
+    (tmp_path / "run" / "config.yaml").write_text(text + "rounds: 5\n")
+    (fault,) = faults_of("resume=~/run")
+    assert fault.startswith(f"resume={tmp_path}/run: config.yaml: line ")
+    assert fault.endswith("; leave one out")
+
+
 def test_texts_in_lists_may_be_quoted() -> None:
     config = compose(["data=hub", "data.tasks=['a b', c d, \"e,f\", glue/sst2, my_tasks:reviews]"])
     assert config.data.tasks == ("a b", "c d", "e,f", "glue/sst2", "my_tasks:reviews")
@@ -281,7 +326,7 @@ LIST = "a list is written [a,b]"
         ("mask=[pafi,hiwi]", f"mask=[pafi,hiwi]: must be one of {RULES}"),
         ("mask={rule: pafi}", f"mask={{rule: pafi}}: must be one of {RULES}"),
         ("model=bert", "model=bert: must be one of minilm, roberta-base, roberta-large, tiny"),
-        ("data=tvs", "data=tvs: must be one of demo, hub, own, python, tsv; did you mean tsv?"),
+        ("data=tvs", "data=tvs: must be one of csv, demo, hub, jsonl, own, python, tsv; did you mean tsv?"),
         ("client=fast", "client=fast: must be default"),
         ("experiment=dmo", "experiment=dmo: must be demo; did you mean demo?"),
         ("runtime=rya", "runtime=rya: must be one of local, ray; did you mean ray?"),
@@ -320,7 +365,10 @@ LIST = "a list is written [a,b]"
             "clients_per_round=11",
             "clients_per_round=11: more than there are, clients=10; must be at most that, or null",
         ),
-        ("data.root=data", "data.root=data: data=demo reads no folder; leave it out, or take data=tsv|hub|python"),
+        (
+            "data.root=data",
+            "data.root=data: data=demo reads no folder; leave it out, or take data=tsv|csv|jsonl|hub|python",
+        ),
         ("mask.rank=4", "mask.rank=4: mask=pafi takes no rank; leave it out, or take mask=hiwi"),
     ],
 )
@@ -409,6 +457,58 @@ def test_a_faulty_experiment_file_is_one_line(
     assert found.startswith(fault)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "fault"),
+    [
+        ("rounds: 010", "mine.yaml: line 2: rounds: 010: YAML reads it in base 8, as 8; write a decimal number"),
+        ("client: {batch_size: 1:30}", "mine.yaml: line 2: client.batch_size: 1:30: YAML reads it in base 60, as 90"),
+        ("rounds: 2\nrounds: 3", "conf/ does not compose with experiment=mine: while constructing a mapping"),
+        ("defaults: [{override /mask: octal}]", "octal.yaml: line 5: embeddings: 0777: YAML reads it in base 8"),
+        ("data: {tasks: [2024]}", "data.tasks=[2024]: must be a list of task names"),
+        ("output: no", "output=false: must be a folder"),
+    ],
+)
+def test_the_files_of_conf_are_read_strictly(
+    experiment: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
+    (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{experiment}\n")
+    all_ = (conf / "mask" / "all.yaml").read_text().splitlines()
+    numbered = [line for line in all_ if not line.startswith("embeddings")]
+    (conf / "mask" / "octal.yaml").write_text("\n".join([*numbered[:4], "embeddings: 0777", *numbered[4:]]))
+    monkeypatch.setattr(server.compose, "CONF", conf)
+    (found,) = faults_of("experiment=mine")
+    assert fault in found
+    assert found.isprintable()
+
+
+def test_all_files_of_conf_are_strict_and_read_alike_by_hydra_and_the_library() -> None:
+    for file in CONF.rglob("*.yaml"):
+        read = read_mapping_file(file).content
+        assert read == OmegaConf.to_container(OmegaConf.load(file)), file
+
+
+WORDS = st.sampled_from([*KEYS, *groups(), "resume", "lr", "x"])
+VALUES = st.text(max_size=8) | st.text("[]{}()'\"\\,:=~$ae1.-/", max_size=10) | st.integers().map(str)
+
+
+@settings(max_examples=25, deadline=None)  # each example composes once or twice
+@given(st.lists(st.builds("{}={}".format, WORDS, VALUES), max_size=4))
+def test_any_command_line_is_a_configuration_or_lines(overrides: list[str]) -> None:
+    faults: tuple[str, ...] = ("none",)
+    try:
+        compose(overrides)
+    except ConfigError as error:
+        faults = error.faults
+    assert all(fault.isprintable() for fault in faults)
+
+
+def test_a_fault_of_its_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.compose, "_check_numbers_and_names", lambda choices: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compose([])
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # --help
 # ----------------------------------------------------------------------------------------------------------------------
@@ -437,7 +537,8 @@ def test_help_names_every_key_with_its_default_and_every_choice() -> None:
 
 def test_help_gives_meaning_default_and_what_is_allowed() -> None:
     text = " ".join(help_text().split())
-    assert "client.learning_rate=0.03 AdamW's rate for what the mask trains; by default the mask rule's own: a" in text
+    assert "client.learning_rate=null AdamW's rate for what the mask trains; by default the mask rule's own: a" in text
+    assert "or null (by how many entries the mask selects, for pafi, largest and random; config.yaml says it)." in text
     assert "clients_per_round=null Clients drawn each round, by the seed: a whole number of at least 1, or null" in text
     assert "data.partition=natural How a task's training rows are dealt to its clients: one of iid (at random)," in text
     assert "model.dtype=float32 What the weights are cast to once loaded" in text

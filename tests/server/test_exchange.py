@@ -1,5 +1,6 @@
 """server.exchange: the mask goes out once; who lost it is sent it again in the same round; every byte is counted."""
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from faults.malformed import rewrite
 from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.wire.messages import facts_of, pack, payload_of
+from fedmask.wire.setup import Setup
 from server.local_grid import LocalGrid
 from server.members import MAX_HEAD_SIZE
 
@@ -190,6 +192,59 @@ def test_a_client_that_never_finds_what_it_lacks_is_counted(
 # ----------------------------------------------------------------------------------------------------------------------
 # Another mask, another client
 # ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_with_another_tokenizer_or_activation_stops_the_run_with_one_line_and_is_sent_no_indices(
+    federate: Callable[..., Run],
+) -> None:
+    sent = []
+
+    def app(message: Message, context: Context) -> Message:
+        """Client 2's base model computes otherwise: as if the run's recipe came from another one."""
+        if message.metadata.message_type == "query.mask" and number_of(context) == 2:
+            setup = Setup.from_bytes(payload_of(message.content))
+            assert isinstance(setup.mask, MaskRecipe)
+            assert setup.mask.inputs is not None
+            sent.append(setup.mask)
+            other = {**setup.mask.inputs, "hidden_act": "relu", "tokenizer": "0" * 16}
+            recipe = dataclasses.replace(setup.mask, inputs=other)
+            message.content = pack(Setup(setup.settings, recipe).to_bytes())
+        return client_app(message, context)
+
+    with pytest.raises(FedmaskError) as caught:
+        federate(app=app)
+    assert str(caught.value) == (
+        "1 of 4 clients cannot take part: client 2: this base model reads or computes otherwise than the run's: "
+        "hidden_act its default instead of relu, another tokenizer; take the same copy of tiny on server and clients"
+    )
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize("baseline", ["none", "frozen"])
+def test_a_client_that_does_not_prove_its_inputs_is_refused(
+    federate: Callable[..., Run], filtering_grid: Callable[..., Any], baseline: str
+) -> None:
+    def change(client: int, request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == "query.mask" and client == 1:
+            rewrite(reply, facts=facts_of(reply.content) | {"inputs-digest": "0" * 64})
+        return reply
+
+    with pytest.raises(FedmaskError, match=r"client 1 has a base model with inputs digest '0{64}', the server's has"):
+        federate(f"baseline={baseline}", grid=filtering_grid(change))
+
+
+def test_what_a_client_says_of_its_inputs_is_shown_on_one_line_of_bounded_length(
+    federate: Callable[..., Run], filtering_grid: Callable[..., Any]
+) -> None:
+    def change(client: int, request: Message, reply: Message) -> Message:
+        if request.metadata.message_type == "query.mask" and client == 1:
+            rewrite(reply, facts={"client-id": 1, "inputs-mismatch": "\x1b[2J\n" + "x" * 9000})
+        return reply
+
+    with pytest.raises(FedmaskError) as caught:
+        federate(grid=filtering_grid(change))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 700
 
 
 def test_a_client_whose_base_gives_another_mask_is_sent_the_indices(

@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from faults.dying import die_in_write
 from faults.left import left_by
 from faults.malformed import rewrite
 from fedmask.errors import FedmaskError
+from fedmask.models import load_base
 from fedmask.runs.checkpoint import load_checkpoint
 from fedmask.sealed_file import read_sealed, write_sealed
 from fedmask.wire.messages import facts_of
+from server.app import select_mask, with_rate
 from server.compose import compose
 
 Run = Any
@@ -310,6 +313,29 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(
     assert (output / "report.html").read_bytes() == before[output / "report.html"]
 
 
+def test_a_run_is_not_resumed_with_another_tokenizer_but_from_an_older_checkpoint_it_is(
+    federate: Federate, undisturbed: Callable[[str], Run], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(*MODES["local heads"], output=output, watcher=StoppingWatcher(2))
+    last = output / "checkpoints" / "round-00002.safetensors"
+    facts, vectors = read_sealed(last, "checkpoint")
+    in_a_new_process()
+    write_sealed(last, "checkpoint", vectors, facts | {"inputs_digest": "0" * 64})
+    with pytest.raises(FedmaskError) as caught:
+        federate(*MODES["local heads"], output=output, resume=True)
+    assert str(caught.value) == (
+        "the run was begun with a base model of another tokenizer or other settings (inputs digest 000000000000, "
+        f"this one's is {facts['inputs_digest'][:12]}); resume it where its base model is"
+    )
+    del facts["inputs_digest"]
+    write_sealed(last, "checkpoint", vectors, facts)
+    in_a_new_process()
+    federate(*MODES["local heads"], output=output, resume=True)
+    assert (output / "adapter.safetensors").read_bytes() == undisturbed("local heads").adapter
+
+
 def test_before_the_first_checkpoint_a_run_starts_over_and_says_so(
     federate: Federate, undisturbed: Callable[[str], Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -424,6 +450,19 @@ def test_a_resumed_run_has_the_configuration_that_it_was_begun_with(federate: Fe
     link = tmp_path / "link"
     link.symlink_to(run.folder)
     assert compose([f"resume={run.folder}", *same, f"output={link}"]) == config
+
+
+def test_a_resumed_run_keeps_its_rate(federate: Federate, tmp_path: Path) -> None:
+    # The rate by the number of entries is in the file, as in one from before there was such a rate.
+    run = federate(output=tmp_path / "run")
+    saved = run.folder / "config.yaml"
+    rate = run.config.client.learning_rate
+    for overrides in ([], ["client.learning_rate=null"], ["client=default", "client.batch_size=5"]):
+        assert compose([f"resume={run.folder}", *overrides]).client.learning_rate == rate
+    saved.write_text(saved.read_text().replace(f"learning_rate: {rate}\n", "learning_rate: 0.03\n"))
+    older = compose([f"resume={run.folder}"])
+    assert older.client.learning_rate == 0.03
+    assert with_rate(older, select_mask(older, load_base(**asdict(older.model)))) == older
 
 
 def test_each_override_that_differs_is_told_and_all_at_once(federate: Federate, tmp_path: Path) -> None:

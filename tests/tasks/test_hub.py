@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks import hub, load_tasks
+from fedmask.tasks import Reading, hub, load_tasks
 
 
 def save(root: Path, name: str, features: datasets.Features | None = None, **splits: dict[str, list[Any]]) -> None:
@@ -88,6 +88,55 @@ def test_whole_numbers_may_be_minus_one_where_they_are_class_names(tmp_path: Pat
     task = hub.load_task(str(tmp_path), "tone")
     assert task.labels == ("-1", "0", "1")
     assert task.train.labels.tolist() == [0, 1, 2]
+
+
+def test_a_column_is_looked_for_in_every_split(tmp_path: Path) -> None:
+    texts = {"sentence": ["a", "b"]}
+    good = datasets.Dataset.from_dict(rows(20), features=features("sentence"))
+    bare = datasets.Dataset.from_dict(texts)
+    datasets.DatasetDict(train=good, validation=good, test=bare).save_to_disk(str(tmp_path / "s"))
+    task = hub.load_task(str(tmp_path), "s")
+    assert task.notes[0] == ("no test split (it has no column 'label'): the validation split takes its place")
+    body = datasets.Dataset.from_dict({"body": ["a"], "label": [0]})
+    datasets.DatasetDict(train=good, validation=body, test=good).save_to_disk(str(tmp_path / "t"))
+    with pytest.raises(FedmaskError, match=r"^task t, validation: no column 'sentence'; there are: body, label"):
+        hub.load_task(str(tmp_path), "t")
+
+
+def test_a_set_without_splits_is_cut_in_three(tmp_path: Path) -> None:
+    reviews = {"review": [f"text {row}" for row in range(20)], "labels": [row % 2 for row in range(20)]}
+    kinds = datasets.Features(
+        {"review": datasets.Value("string"), "labels": datasets.ClassLabel(names=["bad", "good"])}
+    )
+    datasets.Dataset.from_dict(reviews, features=kinds).save_to_disk(str(tmp_path / "org" / "plain"))
+    (task,) = load_tasks("hub", str(tmp_path), ["org/plain"], Reading(text="review", label="labels"))
+    assert (task.labels, len(task.train), len(task.validation), len(task.test)) == (("bad", "good"), 16, 2, 2)
+    with pytest.raises(FedmaskError, match=r"there are: org/plain\. Did you mean 'org/plain'\?"):
+        hub.load_task(str(tmp_path), "org/plan")
+
+
+def test_rows_left_out_are_counted(tmp_path: Path) -> None:
+    some = rows(20) | {"label": [None, *(row % 2 for row in range(19))]}
+    save(tmp_path, "s", train=some, validation=rows(4), test=rows(4))
+    task = hub.load_task(str(tmp_path), "s")
+    assert (len(task.train), task.notes) == (19, ("1 row of train without a label, left out",))
+
+
+def test_a_column_that_cannot_be_read_is_one_line_and_a_fault_of_our_own_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, "s", train=rows(20), validation=rows(4), test=rows(4))
+
+    def broken(*arguments: object) -> None:
+        raise KeyError("many\nwords of a decoder")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets.Dataset, "__getitem__", broken)
+        with pytest.raises(FedmaskError, match=r"^task s: the column 'label' cannot be read \(.*words of a decoder"):
+            hub.load_task(str(tmp_path), "s")
+    monkeypatch.setattr("fedmask.tasks.table.class_names", broken)
+    with pytest.raises(KeyError, match="words of a decoder"):
+        hub.load_task(str(tmp_path), "s")
 
 
 @pytest.mark.parametrize(

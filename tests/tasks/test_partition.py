@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.partition import FEWEST_EXAMPLES, ClientData, partition, pool, sole_client
+from fedmask.tasks.partition import FEWEST_EXAMPLES, ClientData, notes_for, partition, pool, sole_client
 from fedmask.tasks.task import Split, Task
 
 
@@ -227,16 +227,6 @@ for scheme in ("iid", "dirichlet"):
     [
         (2, {"scheme": "random"}, "unknown data.partition='random'; choose one of iid, dirichlet, natural"),
         (1, {}, "clients=1 for 2 tasks: each task needs at least one client"),
-        (
-            6,
-            {"examples_per_client": 11},
-            "data.examples_per_client=11: task small has 20 training rows for 3 clients; at most 6 is possible",
-        ),
-        (
-            4,
-            {"examples_per_client": 11, "scheme": "dirichlet"},
-            "data.examples_per_client=11: task small has 20 training rows for 2 clients; at most 10 is possible",
-        ),
         (2, {"examples_per_client": 0}, "data.examples_per_client=0: it must be at least 1, or null for all"),
         (50, {}, "task small has 20 training rows for 25 clients: ask for fewer clients"),
         (2, {"scheme": "dirichlet", "alpha": 0.0}, "data.alpha=0.0: it must be a number above 0"),
@@ -256,13 +246,43 @@ def test_the_largest_possible_number_is_possible() -> None:
 
 
 def test_a_domain_that_is_too_small_is_named() -> None:
-    task = make("one", [20, 20], domains="a" * 30 + "b" * 10)
+    task = make("one", [20, 20], domains="a" * 39 + "b")
     with pytest.raises(FedmaskError) as error:
         partition([task], 4, "natural", examples_per_client=8)
-    assert (
-        str(error.value)
-        == "data.examples_per_client=8: task one, domain b, has 10 training rows for 2 clients; at most 5 is possible"
-    )
+    assert str(error.value) == "task one, domain b, has 1 training rows for 2 clients: ask for fewer clients"
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(4, 12), min_size=2, max_size=3),
+    st.integers(1, 4),
+    st.integers(1, 12),
+    st.sampled_from(["iid", "dirichlet", "natural"]),
+)
+def test_a_small_set_is_taken_whole_and_that_is_said(
+    counts: list[int], num_clients: int, examples: int, scheme: str
+) -> None:
+    task = make("one", counts)
+    clients = partition([task], num_clients, scheme, 1.0, examples)
+    assert_sound(clients, [task])
+    dealt = sum(client.num_examples for client in clients)
+    assert dealt == min(num_clients * examples, sum(counts))
+    said = [note for note in notes_for(clients, examples) if "examples_per_client" in note]
+    assert bool(said) == (num_clients * examples > sum(counts))
+    (alone,) = partition([task], 1, "iid", examples_per_client=examples)
+    assert alone.rows.tolist() == sole_client(0, task, examples, 0).rows.tolist()  # deployed clients likewise
+
+
+def test_what_no_client_got_is_counted_and_named() -> None:
+    task = make("one", [20, 20, 1], domains="a" * 20 + "b" * 11 + "c" * 10)
+    assert notes_for(partition([task], 3, "natural"), None) == []
+    assert notes_for(partition([task], 2, "natural", examples_per_client=5), 5) == [
+        "task one: no client got a row of 1 of its 3 classes: class 2",
+        "task one: no client got a row of 1 of its 3 domains: c",
+    ]
+    assert notes_for(partition([task], 2, "iid", examples_per_client=25), 25) == [
+        "task one: fewer training rows than data.examples_per_client=25 for 2 clients: 20 to 21 each, all there are"
+    ]
 
 
 def test_pool_gives_one_client_a_task_with_all_its_clients_rows() -> None:

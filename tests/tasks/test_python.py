@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import fedmask
 from fedmask.errors import FedmaskError
 from fedmask.tasks import load_tasks
-from fedmask.tasks.python import load
+from fedmask.tasks.python import _modules_of, load, stamp
 
 MODULE = """
 from fedmask.tasks.task import Task
@@ -90,6 +92,65 @@ def test_a_fault_is_one_line_with_its_place(folder: Path, name: str, message: st
     with pytest.raises(FedmaskError, match=message) as error:
         load(str(folder), [name])
     assert "\n" not in str(error.value)
+
+
+def test_modules_are_run_anew_and_are_gone_afterwards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (before,) = load(str(folder), ["my_tasks:made"])
+    (folder / "neighbour.py").write_text("ROWS = [('good', 'no'), ('bad', 'yes')]\n")  # as long as before
+    assert "neighbour" not in sys.modules
+    (after,) = load(str(folder), ["my_tasks:made"])
+    assert before.train.labels.tolist() == after.train.labels.tolist()[::-1]
+    mine = ModuleType("neighbour")
+    mine.__file__ = str(folder / "neighbour.py")
+    monkeypatch.setitem(sys.modules, "neighbour", mine)  # a notebook has imported it
+    assert load(str(folder), ["my_tasks:made"])[0].train.digest == after.train.digest
+    assert sys.modules["neighbour"] is mine
+    assert not list(folder.rglob("*.pyc"))
+
+
+def test_the_program_itself_is_not_run_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where it lies in the folder of the modules, as with data.root=. in a copy of the project."""
+    root = Path(fedmask.__file__).parents[1]
+    (tmp_path / "tasks.py").write_text(
+        "import fedmask, torch\nonly = fedmask.Task('t', *[[('a', 'x'), ('b', 'y')]] * 3)\n"
+    )
+    monkeypatch.setattr("fedmask.tasks.python._modules_in", lambda folder: [])
+    before = set(sys.modules)
+    assert not {name for name in _modules_of(root) if name.partition(".")[0] in ("fedmask", "torch", "numpy")}
+    (task,) = load(str(tmp_path), ["tasks:only"])
+    assert type(task) is fedmask.Task
+    assert before <= set(sys.modules)
+
+
+def test_a_stamp_is_of_every_file_that_was_opened(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    rows = tmp_path_factory.mktemp("elsewhere") / "rows.csv"
+    rows.write_text("good,yes\nbad,no\n")
+    (folder / "reading.py").write_text(
+        "from fedmask import Task\nfrom neighbour import ROWS\n"
+        f"mine = [line.split(',') for line in open({str(rows)!r}).read().split()]\n"
+        "only = Task('only', mine, ROWS, ROWS)\n"
+    )
+    load(str(folder), ["reading:only"])
+    first = stamp(str(folder), ["reading:only"])
+    assert {str(rows), str(folder / "reading.py"), str(folder / "neighbour.py")} == set(first)
+    rows.write_text("good,no\nbad,yes\n")
+    changed = stamp(str(folder), ["reading:only"])
+    assert {path for path in first if first[path] != changed[path]} == {str(rows)}
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise KeyError("a bug of fedmask's")
+
+    monkeypatch.setattr("fedmask.tasks.task.notes_on", broken)
+    with pytest.raises(KeyError, match="a bug of fedmask's"):
+        load(str(folder), ["my_tasks:made"])
+
+
+def test_a_module_that_ends_the_program_does_not(folder: Path) -> None:
+    (folder / "ends.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(FedmaskError, match=r"ends\.py:2: SystemExit: 0$"):
+        load(str(folder), ["ends:x"])
 
 
 def test_what_is_needed(tmp_path: Path) -> None:

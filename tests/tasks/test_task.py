@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmask.errors import FedmaskError
+from fedmask.tasks.labels import clean
 from fedmask.tasks.task import Split, Task
 
 ROWS = [("good", "positive"), ("bad", "negative"), ("fine", "positive")]
@@ -29,14 +30,105 @@ def test_classes_are_the_sorted_names_of_train() -> None:
     assert (task.metric, task.num_outputs, (task.train.text_b is not None)) == ("accuracy", 2, False)
 
 
-@given(
-    st.lists(st.tuples(st.text(), st.text(min_size=1)), min_size=2).filter(lambda rows: len({r[1] for r in rows}) > 1)
-)
+NAMES = st.text(min_size=1).filter(clean)
+
+
+@given(st.lists(st.tuples(st.text(), NAMES), min_size=2).filter(lambda rows: len({clean(r[1]) for r in rows}) > 1))
 def test_indices_give_the_names_back(rows: list[tuple[str, str]]) -> None:
     task = make(train=rows, validation=rows, test=rows)
     assert task.labels is not None
-    assert list(task.labels) == sorted({label for _, label in rows})
-    assert [task.labels[index] for index in task.train.labels] == [label for _, label in rows]
+    assert list(task.labels) == sorted({clean(label) for _, label in rows})
+    assert [task.labels[index] for index in task.train.labels] == [clean(label) for _, label in rows]
+
+
+def test_names_that_differ_in_outer_blanks_or_form_are_one_class() -> None:
+    rows = [("a", "caf\u00e9"), ("b", "cafe\u0301 "), ("c", "down"), ("d", "\ufeffdown\0")]
+    task = make(train=rows, validation=rows[1:2], test=rows[3:])
+    assert task.labels == ("caf\u00e9", "down")
+    assert (task.train.labels.tolist(), task.validation.labels.tolist(), task.test.labels.tolist()) == (
+        [0, 0, 1, 1],
+        [0],
+        [1],
+    )
+    assert make(train=rows, validation=rows, test=rows, labels=[" down", "cafe\u0301"]).train.labels.tolist() == [
+        1,
+        1,
+        0,
+        0,
+    ]
+
+
+def test_classes_that_look_alike_are_told() -> None:
+    rows = [("a", "Up"), ("b", "up"), ("c", "a b"), ("d", "ab")]
+    assert make(train=rows, validation=rows, test=rows).notes == (
+        "classes 'a b' and 'ab' differ in blanks only: they count as two",
+        "classes 'Up' and 'up' differ in case only: they count as two",
+    )
+
+
+def test_large_targets_have_a_unit_and_that_is_told() -> None:
+    def priced(*labels: float) -> Task:
+        rows = [("a", label) for label in labels]
+        return Task("prices", rows, rows, rows)
+
+    assert (priced(0.0, 100.0).unit, priced(0.0, 100.0).notes, make().unit) == (1.0, (), 1.0)
+    assert priced(40_000.0, 134_500.0).notes == (
+        "labels reach 134,500: while a client trains, it counts them, and its loss, in units of 100,000; its head "
+        "answers in the labels' own",
+    )
+    assert [priced(-largest, 1.0).unit for largest in (100.5, 999.0, 1000.0, 1e300)] == [100.0, 100.0, 1000.0, 1e300]
+    assert priced(40_000.0, 134_500.0).train.labels.tolist() == [40_000.0, 134_500.0]
+
+
+def test_empty_texts_are_counted_and_kept() -> None:
+    task = make(train=[*ROWS, ("", "positive"), (" \n", "positive")], test=[("", "positive")])
+    assert task.notes == (
+        "3 empty texts (2 of train, 1 of test), kept: a model reads its marks of beginning and end alone",
+    )
+    assert len(task.train) == 5
+
+
+def test_classes_may_be_given_anew() -> None:
+    task = make().with_classes(["positive", "none", "negative"])
+    assert (task.labels, task.train.labels.tolist()) == (("positive", "none", "negative"), [0, 2, 0])
+    assert task.notes == ("no training row has the class none",)
+    assert make().with_classes(None).labels == ("negative", "positive")
+    with pytest.raises(
+        FedmaskError, match=r"^task reviews, train, row 2: label 'negative' is not a class of data\.clas"
+    ):
+        make().with_classes(["positive", "neutral"])
+    with pytest.raises(
+        FedmaskError, match=r"^data\.classes names classes, and task reviews is a regression; leave it out"
+    ):
+        make(train=REGRESSION, validation=REGRESSION, test=REGRESSION).with_classes(["a", "b"])
+
+
+HALF = "cut \ud83d here"
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"test": [*ROWS, (HALF, "positive")]}, "task reviews, test, row 4"),
+        ({"train": PAIRS, "validation": PAIRS, "test": [("a", HALF, "equivalent")]}, "task reviews, test, row 1"),
+        ({"train": Split(("a", HALF), None, np.array([0, 1]))}, "task reviews, train, row 2"),
+        ({"train": Split(("a", "b"), ("c", HALF), np.array([0, 1]))}, "task reviews, train, row 2"),
+        ({"train": Split(("a", "b"), None, np.array([0, 1]), ("d", HALF))}, "task reviews, train, row 2"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_by_row(changes: dict[str, Any], place: str) -> None:
+    with pytest.raises(FedmaskError) as error:
+        make(**changes)
+    assert str(error.value) == (
+        f"{place}: a text has half of a surrogate pair, '\\ud83d', at character 5; cut text between characters, or "
+        "replace what cannot be encoded"
+    )
+    str(error.value).encode()
+
+
+@given(st.text())
+def test_odd_characters_of_a_text_stay(text: str) -> None:
+    assert make(train=[*ROWS, (f"\0\u2028{text}", "positive")]).train.text_a[-1] == f"\0\u2028{text}"
 
 
 def test_given_labels_keep_their_order_and_may_be_more_than_train_has() -> None:
@@ -130,6 +222,38 @@ def test_take_keeps_rows_together() -> None:
             {"metric": "recall"},
             "task reviews: unknown metric 'recall'; choose one of accuracy, matthews, f1, spearman",
         ),
+        (
+            {"test": [("a", "Positive")]},
+            "task reviews, test, row 1: label 'Positive' is not a class of train: 'Positive' and 'positive' differ in "
+            "case only; write them alike",
+        ),
+        (
+            {"test": [("a", "p\u043esitive")]},
+            "task reviews, test, row 1: label 'p\u043esitive' is not a class of train, 'p\\u043esitive' is not "
+            "'positive'; the classes are negative, positive",
+        ),
+        ({"test": [("a", " \0")]}, "task reviews, test, row 1: a label must be a class name or a number, not ' \\x00'"),
+        (
+            {"test": [("a", "\ud83d")]},
+            "task reviews, test, row 1: a label must be a class name or a number, not '\\ud83d'",
+        ),
+        ({"labels": ["a", ""]}, "task reviews, labels: a label must be a class name or a number, not ''"),
+        ({"labels": ["a", "a "]}, "task reviews: needs at least two distinct classes, and has a, a"),
+        (
+            {"train": [("a", 0.0), ("b", 5.0)], "validation": [("a", 0.5)], "test": [("a", -1.0), ("b", -1.0)]},
+            "task reviews, test: every label is -1, and those of train run from 0 to 5: these are hidden; give a split "
+            "that has its labels",
+        ),
+        (
+            {"train": [("a", -1.0), ("b", -1.0)], "validation": [("a", -1.0)], "test": [("a", 2.0)]},
+            "task reviews, train: every label is -1; a regression has nothing to learn from it",
+        ),
+        (
+            {"train": [("a", 2**70)]},
+            "task reviews, train, row 1: a label must be a whole number below 2^63, or a class name",
+        ),
+        ({"train": Split((1, 2), None, np.array([0, 1]))}, "task reviews, train, row 1: a text must be a str, not 1"),
+        ({"name": "a" * 201}, f"task name '{'a' * 56}...: has 201 characters, at most 200 will do"),
         ({"metric": "spearman"}, "task reviews: metric spearman does not fit a classification"),
         ({"train": [("a", 0.5)], "metric": "accuracy"}, "task reviews: metric accuracy does not fit a regression"),
         (

@@ -1,5 +1,7 @@
 """Folders of TSV files become tasks; a fault is told with its file, column or line."""
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +72,9 @@ def test_the_metric_goes_by_the_name(tmp_path: Path) -> None:
         ("text\tlabel\na\tb\n", None, "train.tsv: no column 'text_a'; the header has text, label"),
         ("text_a\tclass\na\tb\n", None, "train.tsv: no column 'label'; the header has text_a, class"),
         (SINGLE, "text_a\tlabel\n", "test.tsv: no rows under the header"),
-        (SINGLE, "", "test.tsv: no column 'text_a'; the header has "),
+        (SINGLE, "", "test.tsv: the file is empty"),
+        ("text_a\tlabel\ttext_a\na\tb\tc\n", None, "train.tsv: the column 'text_a' stands there twice; leave one"),
+        ("text_a\tlabel\tlabel \na\tb\tc\n", None, "train.tsv: the column 'label' stands there twice; leave one"),
         (SINGLE, SINGLE + "\nshort\n", "test.tsv:5: 1 fields, but the header has 2"),
         (SINGLE, SINGLE + "a\tb\tc\n", "test.tsv:4: 3 fields, but the header has 2"),
         (SINGLE, SINGLE + "a\t\n", "test.tsv:4: the label is empty"),
@@ -106,10 +110,12 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     write(tmp_path / "reviews")
     (tmp_path / "reviews" / "test.tsv").unlink()
+    (tmp_path / "reviews" / "train.tsv").rename(tmp_path / "reviews" / "dev.tsv")
     with pytest.raises(
-        FedmaskError, match=r"reviews/test\.tsv: no such file; a task needs train\.tsv, validation\.tsv"
+        FedmaskError, match=r"reviews/train\.tsv: no such file; a task needs train\.tsv, and where there"
     ):
         load(str(tmp_path), ["reviews"])
+    (tmp_path / "reviews" / "dev.tsv").rename(tmp_path / "reviews" / "train.tsv")
     with pytest.raises(
         FedmaskError, match=r"unknown task 'review' in .*; there are: reviews\. Did you mean 'reviews'\?"
     ):
@@ -120,6 +126,49 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         load(str(tmp_path / "nowhere"), ["reviews"])
     with pytest.raises(FedmaskError, match=r"data=tsv needs data\.root=DIR"):
         load(None, ["reviews"])
+
+
+def as_csv(rows: list[list[str]], quoting: int) -> str:
+    written = io.StringIO()
+    csv.writer(written, delimiter="\t", quoting=quoting, lineterminator="\n").writerows(rows)
+    return written.getvalue()
+
+
+PLAIN = [["text_a", "label"], ["good soup", "up"], ["cold soup", "down"]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        as_csv(PLAIN, csv.QUOTE_ALL),
+        "text_a\tlabel\n" + as_csv(PLAIN[1:], csv.QUOTE_ALL),
+        'text_a\tlabel\n"good soup"\tup\n"cold "soup""\tdown\n',  # each text in quotes, by hand
+        as_csv([*PLAIN, ['he said "fine"', "up"]], csv.QUOTE_MINIMAL),
+        as_csv([*PLAIN, ["two\tcells", "up"]], csv.QUOTE_MINIMAL),
+        as_csv([*PLAIN, ["two\nlines", "up"]], csv.QUOTE_MINIMAL),
+        'text_a\tlabel\n"good, fine"\tup\nplain\tup\n"cold, bad"\tdown\n',  # as a spreadsheet exports a comma
+    ],
+)
+def test_a_file_whose_cells_are_quoted_is_told(tmp_path: Path, text: str) -> None:
+    with pytest.raises(
+        FedmaskError, match=r"train\.tsv:\d+: .*data=tsv takes a quote as a part of the text; .*data=csv"
+    ):
+        load_task(write(tmp_path / "t", text), "t")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['"To be"', "not to be", "so"],
+        ['say "hi"', 'the "end"', "so"],
+        ['"a" and "b"', "x, y", "so"],
+        ['"yes, sir"', "no, sir", "so"],
+        ['"', '""', "so"],
+    ],
+)
+def test_quotes_that_are_a_part_of_texts_stay(tmp_path: Path, texts: list[str]) -> None:
+    rows = "".join(f"{text}\t{label}\n" for text, label in zip(texts, ("up", "down", "up"), strict=True))
+    assert load_task(write(tmp_path / "t", f"text_a\tlabel\n{rows}"), "t").train.text_a == tuple(texts)
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real tasks are not beside the repository")

@@ -4,6 +4,7 @@ import copy
 import json
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,38 @@ def test_the_same_delta_gives_the_same_bytes_and_they_hold_nothing_else(tiny: Ba
     assert [path.name for path in first.parent.iterdir()] == ["first.safetensors"]
 
 
+def test_an_adapter_carries_run_length_heads_and_inputs(
+    tiny: BaseModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = tiny_delta(tiny)
+    recipe = replace(bare.recipe, inputs=tiny.inputs)
+    told = replace(bare, recipe=recipe, run="0123456789abcdef", max_length=40, heads={"f" * 64: "sst2"})
+    path = tmp_path / "told.safetensors"
+    told.save(path)
+    loaded = load_adapter(path)
+    assert (loaded.run, loaded.max_length, loaded.heads) == (told.run, told.max_length, told.heads)
+    assert loaded.recipe == recipe
+    assert loaded.values.tobytes() == bare.values.tobytes()
+    assert all_bits(loaded.merge(tiny.encoder)) == all_bits(bare.merge(tiny.encoder))
+    assert caplog.messages == []
+    again = tmp_path / "again.safetensors"
+    loaded.save(again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_an_adapter_without_inputs_as_older_ones_are_loads_with_one_warning(
+    tiny: BaseModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "adapter.safetensors"
+    tiny_delta(tiny).save(path)
+    loaded = load_adapter(path)
+    assert (loaded.run, loaded.max_length, loaded.heads) == (None, None, None)
+    assert caplog.messages == [
+        f"{path}: this adapter does not say with which tokenizer and settings its base model was trained: only the "
+        "base's weights can be compared"
+    ]
+
+
 def test_an_adapter_says_what_its_base_is_held_in_unless_that_is_float32(
     tiny: BaseModel, tiny_bf16: BaseModel, tmp_path: Path
 ) -> None:
@@ -292,6 +325,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no base": (lambda path: stored(path, torch.zeros(2), DESCRIBED | {"base": {}}), "damaged adapter file"),
     "base": (lambda path: stored(path, torch.zeros(2), DESCRIBED | {"base": []}), "damaged adapter file"),
     "list": (lambda path: stored(path, torch.zeros(2), []), "damaged adapter file"),
+    "length": (lambda path: stored(path, torch.zeros(2), DESCRIBED | {"max_length": "x"}), "damaged adapter file"),
+    "heads": (lambda path: stored(path, torch.zeros(2), DESCRIBED | {"heads": ["sst2"]}), "damaged adapter file"),
     "not JSON": (lambda path: save_file({"values": torch.zeros(2)}, path, {"fedmask": "{"}), "damaged adapter file"),
     "float64": (lambda path: stored(path, torch.zeros(4, dtype=torch.float64)), "found float64 (4,)"),
     "bfloat16": (lambda path: stored(path, torch.zeros(4, dtype=torch.bfloat16)), "bfloat16"),

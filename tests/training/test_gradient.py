@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fedmask.training.gradient as gradient_module
+from fedmask.errors import FedmaskError
 from fedmask.masks import Mask, select
 from fedmask.models import BaseModel
 from fedmask.training.delta import SelectedEntries
@@ -207,10 +208,33 @@ def forced(way: str) -> Iterator[None]:
         yield
 
 
+class InPlace(nn.Module):
+    """Adds into what its lowest layer gave, as Longformer does, and into the next one's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.first(x)
+        low /= 3.0
+        low[0, 0] += 1.0
+        out: Tensor = self.second(torch.tanh(low))
+        out.mul_(2.0)
+        return out
+
+
 @pytest.mark.parametrize("way", ["gather", "sampled", "dense"])
 @pytest.mark.parametrize(
     ("model", "name"),
-    [(Twice, "first.weight"), (Tied, "embedding.weight"), (Attention, "attention.out_proj.weight")],
+    [
+        (Twice, "first.weight"),
+        (Tied, "embedding.weight"),
+        (Attention, "attention.out_proj.weight"),
+        (InPlace, "first.weight"),
+        (InPlace, "second.weight"),
+    ],
 )
 def test_a_weight_used_twice_or_elsewhere_loses_nothing(way: str, model: type[nn.Module], name: str) -> None:
     torch.manual_seed(0)
@@ -226,6 +250,29 @@ def test_a_weight_used_twice_or_elsewhere_loses_nothing(way: str, model: type[nn
         packed = gradient.take()
     expected = oracle.get_parameter(name).grad.flatten()[torch.from_numpy(chosen)]  # type: ignore[union-attr]
     assert_close_to_the_oracle(packed, expected)
+
+
+class InputInPlace(nn.Module):
+    """Changes what a layer has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        copied = x.clone()
+        out: Tensor = self.layer(copied)
+        copied += 1.0
+        return out
+
+
+def test_a_model_that_changes_what_a_layer_has_read_is_told_so_in_one_line() -> None:
+    model = InputInPlace().requires_grad_(False)
+    mask = Mask({"layer.weight": (6, 6)}, {"layer.weight": np.arange(0, 36, 5)}, 42)
+    with forced("gather"), SelectedGradient(model, SelectedEntries(model, mask)):
+        loss = (model(torch.randn(2, 6)) ** 2).sum()
+        with pytest.raises(FedmaskError, match=r"^the model changes a linear layer's input in place once"):
+            loss.backward()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

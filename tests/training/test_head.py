@@ -15,7 +15,7 @@ from torch import nn
 
 from fedmask.errors import FedmaskError
 from fedmask.tasks import Task
-from fedmask.training.head import LABEL_NAME_SCALE, HeadLayout, load_head, save_head
+from fedmask.training.head import LABEL_NAME_SCALE, HeadLayout, HeadOrigin, load_head, load_head_origin, save_head
 
 TOPICS = HeadLayout("topics", ("art", "law", "sea"), 4)
 RATING = HeadLayout("rating", None, 4)
@@ -96,6 +96,48 @@ def test_a_saved_head_is_the_same_when_loaded(tmp_path: Path, layout: HeadLayout
     for _ in range(8):  # safetensors orders several entries of metadata anew each time
         save_head(tmp_path / "clients" / "again.safetensors", layout, packed)
         assert (tmp_path / "clients" / "again.safetensors").read_bytes() == content
+
+
+ORIGIN = HeadOrigin("tiny", "1" * 64, {"model_type": "bert", "layer_norm_eps": 1e-12}, "0123456789abcdef", 40, True)
+
+
+@pytest.mark.parametrize("layout", [TOPICS, RATING])
+def test_a_head_carries_where_it_comes_from(
+    tmp_path: Path, layout: HeadLayout, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed, path = layout.random_start(0).numpy(), tmp_path / "head.safetensors"
+    for origin in (ORIGIN, dataclasses.replace(ORIGIN, pairs=False, run="")):
+        save_head(path, layout, packed, origin)
+        content = path.read_bytes()
+        save_head(path, layout, packed, origin)
+        assert path.read_bytes() == content
+        assert load_head(path)[0] == layout
+        assert load_head(path)[1].tobytes() == packed.tobytes()
+        assert load_head_origin(path) == origin
+    assert caplog.messages == []
+
+
+def test_an_older_head_loads_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "head.safetensors"
+    save_head(path, TOPICS, TOPICS.random_start(0).numpy())
+    assert load_head_origin(path) is None
+    assert load_head(path)[0] == TOPICS
+    assert caplog.messages == [
+        f"{path}: this head does not say of which run and base model it is: whether it fits cannot be told"
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"base": 1}, {"base": {"name": "a"}}, {"max_length": "x"}, {"run": None, "pairs": 1}, {"base": None}]
+)
+def test_a_damaged_origin_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    base = {"name": "a", "digest": "1" * 64, "inputs": {}}
+    facts = GOOD | {"base": base, "run": "", "max_length": 8, "pairs": False}
+    stored(tmp_path / "head.safetensors", torch.zeros(10), facts)
+    assert load_head_origin(tmp_path / "head.safetensors") is not None
+    stored(tmp_path / "head.safetensors", torch.zeros(10), facts | changes)
+    with pytest.raises(FedmaskError, match="damaged head file"):
+        load_head_origin(tmp_path / "head.safetensors")
 
 
 GOOD = {"format": "fedmask-head-1", "task": "a", "labels": ["x", "y"], "hidden_size": 4}

@@ -5,8 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
-from transformers import AutoModel, DistilBertConfig, RobertaConfig
+from transformers import AutoModel, DistilBertConfig, PreTrainedTokenizerFast, RobertaConfig
 
 from fedmask.errors import FedmaskError
 from fedmask.models import BaseModel
@@ -161,6 +164,38 @@ def test_features_carry_no_graph_and_can_be_trained_on(tiny: BaseModel) -> None:
     weight = nn.Parameter(torch.ones(features.shape[1]))
     (features[torch.tensor([0, 2])] @ weight).sum().backward()
     torch.testing.assert_close(weight.grad, features[0] + features[2])
+
+
+def without_special_tokens(words: bool = True) -> PreTrainedTokenizerFast:
+    """Splits at blanks and adds nothing. words: whether it has a word for unknown ones."""
+    model = WordLevel({"[PAD]": 0, "a": 4, "cat": 5, "[UNK]": 7}, unk_token="[UNK]")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = Whitespace()
+    more = {"unk_token": "[UNK]"} if words else {"eos_token": "cat"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", **more)
+
+
+@pytest.mark.parametrize(("words", "expected"), [(True, 7), (False, 5)])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_text_of_no_tokens_has_the_features_of_one(
+    encoder: nn.Module, words: bool, expected: int, pairs: bool
+) -> None:
+    tokenizer = without_special_tokens(words)
+    rows = ("", "a cat", "  ", "a")
+    split = unlabelled(rows, rows if pairs else None)
+    tokens = tokenize(split, tokenizer, encoder, max_length=16)
+    assert tokens.lengths.tolist() == ([1, 4, 1, 2] if pairs else [1, 2, 1, 1])
+    assert ids_of(tokens, 0) == ids_of(tokens, 2) == [expected]
+    features = encode(encoder, tokens)
+    assert torch.isfinite(features).all()
+    for row in range(4):
+        np.testing.assert_allclose(features[row].numpy(), feature_alone(encoder, tokens, row), atol=2e-6)
+    assert TokenizedSplit.from_tensors(tokens.tensors(), split.labels).lengths.tolist() == tokens.lengths.tolist()
+
+
+def test_an_empty_text_between_special_tokens_is_those(tiny: BaseModel) -> None:
+    tokens = tokenize(unlabelled(("",)), tiny.tokenizer, tiny.encoder, max_length=16)
+    assert ids_of(tokens, 0) == [tiny.tokenizer.cls_token_id, tiny.tokenizer.sep_token_id]
 
 
 def test_more_tokens_than_the_model_has_positions_are_refused(encoder: nn.Module, tiny: BaseModel) -> None:

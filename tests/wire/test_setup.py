@@ -156,6 +156,21 @@ def test_a_run_id_that_is_no_name_of_a_folder_is_rejected(told: Settings, mask: 
     assert f"run_id {run_id!r} is not of 16 hex digits" in str(rejection(with_settings(raw | {"run_id": run_id})))
 
 
+def test_the_digests_of_run_and_inputs_come_back_and_an_older_server_tells_none(told: Settings) -> None:
+    changed = dataclasses.replace(told, run_digest="0123456789abcdef", inputs_digest="a" * 64)
+    assert Setup.from_bytes(Setup(changed, None).to_bytes()).settings == changed
+    raw = raw_settings(Setup(changed, None).to_bytes())
+    del raw["run_digest"], raw["inputs_digest"]
+    found = Setup.from_bytes(with_settings(raw)).settings
+    assert (found.run_digest, found.inputs_digest) == ("", "")
+
+
+@pytest.mark.parametrize(("key", "value"), [("run_digest", "xyz"), ("run_digest", 7), ("inputs_digest", "a" * 63)])
+def test_a_digest_that_is_none_is_rejected(told: Settings, key: str, value: object) -> None:
+    raw = raw_settings(Setup(told, None).to_bytes()) | {key: value}
+    assert f"{key} {value!r} is no digest" in str(rejection(with_settings(raw)))
+
+
 def test_the_setups_of_all_runs_are_as_long_and_none_has_the_run_id_of_another(told: Settings, mask: Mask) -> None:
     config = compose(["model=tiny", "mask=hiwi", "data.tasks=[a,b]", "seed=3", "threads=2", "clients=5"])
     again = settings_for(config)
@@ -184,6 +199,14 @@ def test_a_value_that_no_configuration_may_have_is_rejected(told: Settings, key:
     section, _, entry = key.rpartition(".")
     (raw[section] if section else raw)[entry] = value  # type: ignore[index]
     assert f"cannot be read: {text}" in str(rejection(with_settings(raw)))
+
+
+def test_a_rate_may_be_missing_where_no_delta_is_trained_only(told: Settings) -> None:
+    without = dataclasses.replace(told, client=dataclasses.replace(told.client, learning_rate=None))
+    text = "cannot be read: client.learning_rate is missing, and a delta is trained"
+    assert text in str(rejection(Setup(without, None).to_bytes()))
+    frozen = dataclasses.replace(without, baseline="frozen")
+    assert Setup.from_bytes(Setup(frozen, None).to_bytes()).settings == frozen
 
 
 def test_indices_for_another_model_are_refused_before_they_are_decoded(told: Settings, mask: Mask) -> None:

@@ -89,7 +89,8 @@ def build_task(
                 seen.update(texts)
                 rows.append((texts, domain))
         splits[split] = _split(rows, [index % len(labels) for index in range(size)])
-    return Task(name, **splits, labels=tuple(labels), metric=metric)
+    train, validation, test = splits.values()
+    return Task(name, train, validation, test, labels=tuple(labels), metric=metric)
 
 
 def _split(rows: Sequence[tuple[Row, str]], labels: Sequence[int]) -> Split:

@@ -1,0 +1,54 @@
+"""What a text, a label and a regression's targets must be: FedmaskError with the place at fault."""
+
+from numbers import Integral, Real
+
+import numpy as np
+
+from fedmask.errors import FedmaskError
+from fedmask.tasks.labels import clean
+
+
+def check_text(text: object, place: str) -> None:
+    """Raises FedmaskError unless it is a text that UTF-8 can hold; odd characters in it are a person's own affair."""
+    if not isinstance(text, str):
+        raise FedmaskError(f"{place}: a text must be a str, not {short(text)}")
+    if (position := half_a_pair(text)) is not None:
+        raise FedmaskError(
+            f"{place}: a text has half of a surrogate pair, {text[position]!a}, at character {position + 1}; cut "
+            "text between characters, or replace what cannot be encoded"
+        )
+
+
+def half_a_pair(text: str) -> int | None:
+    """Where a text has half of a surrogate pair, as text has that was cut in the middle of an emoji; else None."""
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def check_label(label: object, place: str) -> None:
+    """Raises FedmaskError unless it is a number or a name that can be seen."""
+    if isinstance(label, Real):
+        if isinstance(label, Integral) and not -(2**63) <= int(label) < 2**63:
+            raise FedmaskError(f"{place}: a label must be a whole number below 2^63, or a class name")
+        return
+    if not isinstance(label, str) or half_a_pair(label) is not None or not clean(label):
+        raise FedmaskError(f"{place}: a label must be a class name or a number, not {short(label)}")
+
+
+def hidden_target(targets: np.ndarray, train: np.ndarray) -> float | None:
+    """The number that stands for hidden labels in all of these targets (n,), outside of those of train (m,); None where
+    they are labels."""
+    mark = float(targets[0])
+    is_mark = bool((targets == mark).all()) and not train.min() <= mark <= train.max()
+    return mark if is_mark and (len(targets) > 1 or mark == -1.0) else None
+
+
+def short(value: object) -> str:
+    """A value for a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
