@@ -384,7 +384,7 @@ class _FolderObserver:
         self.folder.add_round(line)
         messages = self._write_ledger()
         if self.scalars is not None:
-            self.scalars.add_round(line, messages)
+            self.scalars.add_round(line, messages, report.scores.by_client())
         # After the files whose lengths it tells; before anyone hears that the round has ended.
         save_checkpoint(
             self.folder.checkpoints, Checkpoint(report.state, round(self.seconds(), 3), self.folder.file_bytes())
@@ -406,7 +406,7 @@ class _FolderObserver:
         self.folder.add_client_scores(test_scores.lines(last_round, "test"))
         self._write_ledger()
         if self.scalars is not None:
-            self.scalars.close(test_scores.score(), test_scores.mean_score())
+            self.scalars.close(test_scores.score(), test_scores.mean_score(), test_scores.by_client())
 
     def _write_ledger(self) -> list[LedgerLine]:
         """What was written: the ledger's lines since the last time."""

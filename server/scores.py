@@ -7,13 +7,15 @@ beside it; the mean score is the mean over tasks. Fractions, or correlations fro
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fedmask.errors import RejectedMessage
 from fedmask.tasks.metrics import METRICS
 from server.members import Member
+
+_Value = TypeVar("_Value")
 
 MAX_COUNTS = 8
 """Numbers in a metric's counts; a client's list may be of any length."""
@@ -96,7 +98,11 @@ class Scores:
                 "num_examples": client.num_examples,
             }
 
-    def _by_task(self, of: Callable[[ClientScore], float], over: Callable[[list[float]], float]) -> dict[str, float]:
+    def by_client(self) -> dict[str, list[float]]:
+        """By task the scores of its clients, in the order of the clients."""
+        return self._by_task(lambda client: client.score, list)
+
+    def _by_task(self, of: Callable[[ClientScore], float], over: Callable[[list[float]], _Value]) -> dict[str, _Value]:
         values: dict[str, list[float]] = defaultdict(list)
         for client in self.clients:
             values[client.task].append(of(client))

@@ -26,7 +26,7 @@ th, td { padding: 0.2rem 1rem 0.2rem 0; border-bottom: 1px solid var(--line); }
 th, td { text-align: right; font-weight: normal; }
 th:first-child { text-align: left; }
 thead th { color: var(--muted); vertical-align: bottom; }
-.facts td { text-align: left; }
+.facts th, .facts td { text-align: left; }
 .grid th, .grid td { padding: 0 0.3rem; border: 0; text-align: center; }
 .grid th:first-child { position: sticky; left: 0; background: var(--page); text-align: right; }
 .took { color: var(--series-0); }

@@ -314,15 +314,23 @@ def scores_on_test(folder: Path) -> dict[int, dict[str, Any]]:
 def test_the_spread_the_worst_and_the_best_are_shown_by_task(beside_alone: Run) -> None:
     page, scores = read(report(beside_alone)), scores_on_test(beside_alone.folder)
     alone = scores_on_test(beside_alone.folder / "compare" / "alone")
-    table = next(table for table in page.tables if "worst" in table[0])
-    assert table[0] == ["task", "clients", "worst", "median", "best", "better off than alone", "worse off"]
+    table = next(table for table in page.tables if "median" in table[0])
+    assert table[0] == [
+        "task",
+        "clients",
+        "worst (client)",
+        "median",
+        "best (client)",
+        "better off than alone",
+        "worse off",
+    ]
     assert len(table) == 3
     for task, number, worst, middle, best, better, worse in table[1:]:
         of_task = sorted((line for line in scores.values() if line["task"] == task), key=lambda line: line["score"])
         assert int(number) == len(of_task)
         assert middle == f"{statistics.median(line['score'] for line in of_task):.3f}"
         for shown, line in ((worst, of_task[0]), (best, of_task[-1])):
-            score, client = re.fullmatch(r"(\S+) \(client (\d+)\)", shown).groups()  # type: ignore[union-attr]
+            score, client = re.fullmatch(r"(\S+)\s\((\d+)\)", shown).groups()  # type: ignore[union-attr]
             assert scores[int(client)]["score"] == line["score"] == pytest.approx(float(score), abs=6e-4)
         gains = [line["score"] - alone[line["client"]]["score"] for line in of_task]
         assert (int(better), int(worse)) == (sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains))

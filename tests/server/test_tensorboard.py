@@ -1,5 +1,8 @@
 """fedmask.runs.tensorboard: a run's scalars, read back by TensorBoard itself, are those of the run's own files."""
 
+import json
+import statistics
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,8 @@ def test_the_scalars_are_those_of_the_rounds_the_ledger_and_the_summary(federate
     for task, score in run.summary["score"].items():
         expected[f"validation/{task}"] = [(line["round"], pytest.approx(line["score"][task])) for line in scored]
         expected[f"test/{task}"] = [(3, pytest.approx(score))]
+    for (task, split, name), values in spread(run).items():
+        expected[f"clients/{task}/{split}/{name}"] = values
     found = scalars(run.folder)
     sent = {tag: found.pop(f"bytes/{tag}") for tag in ("up", "down", "total")}
     assert found == expected
@@ -49,6 +54,19 @@ def test_the_scalars_are_those_of_the_rounds_the_ledger_and_the_summary(federate
         assert sent["up"][number - 1] == (number, wire_bytes(range(number, number + 1), "up"))
         assert sent["down"][number - 1] == (number, wire_bytes(range(number, number + 1), "down"))
         assert sent["total"][number - 1] == (number, wire_bytes(range(number + 1), "up", "down"))
+
+
+def spread(run: Run) -> dict[tuple[str, str, str], list[tuple[int, Any]]]:
+    """The least, middle and largest score of a task's clients, by scored round, from clients.jsonl."""
+    lines = [json.loads(line) for line in (run.folder / "clients.jsonl").read_text().splitlines()]
+    scorings: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for line in lines:
+        scorings[line["task"], line["split"], line["round"]].append(line["score"])
+    found: dict[tuple[str, str, str], list[tuple[int, Any]]] = defaultdict(list)
+    for (task, split, server_round), scores in scorings.items():
+        for name, value in (("min", min(scores)), ("median", statistics.median(scores)), ("max", max(scores))):
+            found[task, split, name].append((server_round, pytest.approx(value)))
+    return found
 
 
 def test_without_the_package_a_run_is_refused_before_its_folder_is_touched(

@@ -70,7 +70,14 @@ def _curve(ascending: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _task_columns(alone: Mapping[int, float]) -> list[str]:
-    return ["task", "clients", "worst", "median", "best", *(["better off than alone", "worse off"] if alone else [])]
+    return [
+        "task",
+        "clients",
+        "worst (client)",
+        "median",
+        "best (client)",
+        *(["better off than alone", "worse off"] if alone else []),
+    ]
 
 
 def _task_row(task: str, lines: Sequence[ClientLine], alone: Mapping[int, float]) -> list[str]:
@@ -78,9 +85,9 @@ def _task_row(task: str, lines: Sequence[ClientLine], alone: Mapping[int, float]
     row = [
         escape(task),
         f"{len(lines):,}",
-        f"{worst.score:.3f} (client {worst.client})",
+        f"{worst.score:.3f}&nbsp;({worst.client})",
         f"{median(line.score for line in lines):.3f}",
-        f"{best.score:.3f} (client {best.client})",
+        f"{best.score:.3f}&nbsp;({best.client})",
     ]
     gains = _gains_of(lines, alone).values()
     return row + ([f"{sum(gain > 0 for gain in gains):,}", f"{sum(gain < 0 for gain in gains):,}"] if alone else [])
