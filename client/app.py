@@ -180,15 +180,12 @@ def train(message: Message, context: Context) -> Message:
 
 def _check_finite(client: Client, result: LocalResult, server_round: int) -> None:
     """Raises FedmaskError where training has left the float32 numbers, and says what helps."""
-    where = f"client {client.data.client_id}: training in round {server_round} has come to"
-    if not (torch.isfinite(result.delta).all() and torch.isfinite(result.head).all()):
+    is_finite = torch.isfinite(result.delta).all() and torch.isfinite(result.head).all()
+    if not is_finite or not math.isfinite(result.mean_loss):
         raise FedmaskError(
-            f"{where} numbers that are not finite; lower client.learning_rate or client.head_learning_rate"
+            f"client {client.data.client_id}: training in round {server_round} has come to numbers that are not finite;"
+            " lower client.learning_rate or client.head_learning_rate"
         )
-    if not math.isfinite(result.mean_loss):
-        scale = f"scale the labels of task {client.data.task.name}, whose squares are beyond float32"
-        remedy = scale if client.layout.labels is None else "lower client.learning_rate or client.head_learning_rate"
-        raise FedmaskError(f"{where} a loss of {result.mean_loss}; {remedy}")
 
 
 @app.evaluate()

@@ -369,7 +369,7 @@ def test_updates_are_clipped_to_a_norm(federate: Callable[..., Run], filtering_g
     assert none_above.values.tobytes() == plain.values.tobytes()
     run, updates = sent_with(federate, filtering_grid, 1e4, f"server.clip_norm={norms[1]}")
     scaled = [update * min(1.0, norms[1] / np.linalg.norm(update)) for update in updates.values()]
-    np.testing.assert_allclose(run.values, np.mean(scaled, axis=0), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(run.values, np.mean(scaled, axis=0), rtol=1e-5, atol=1e-8)  # of values up to 0.1
     assert run.rounds[0]["failures"] == 0
 
 

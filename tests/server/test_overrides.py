@@ -62,8 +62,8 @@ def read(*overrides: str) -> Overrides:
         # a group for what a single key takes
         (["model=/a/b"], f"model=/a/b: must be one of {MODELS}; a folder or a hub name is given as model.path=/a/b"),
         (["model=bert-base-uncased"], f"model=bert-base-uncased: must be one of {MODELS}; a folder"),
-        (["data=/a/b"], "data=/a/b: must be one of demo, "),
-        (["data=glue/sst2"], "data=glue/sst2: must be one of demo, "),
+        (["data=/a/b"], "data=/a/b: must be one of csv, demo, "),
+        (["data=glue/sst2"], "data=glue/sst2: must be one of csv, demo, "),
         (["mask=0.01"], f"mask=0.01: must be one of {', '.join(GROUPS['mask'])}; write mask.density=0.01"),
         (["client=4"], "client=4: must be default; write clients=4"),
         (["codec=topk:0.1"], f"codec=topk:0.1: must be one of {CODECS}; write codec.up=topk:0.1 codec"),
