@@ -27,7 +27,8 @@ MAX_EXAMPLES = 10**9
 _LAYOUT_DIGEST = re.compile("[0-9a-f]{64}")
 _SHORT_DIGEST = re.compile("[0-9a-f]{16}")
 _NAME_THE_CLASSES = (
-    "give all of them the same classes in one order: data.classes=[...] of the run, or classes: in client.yaml"
+    "give all of them the same classes in one order: data.classes=[...] of the run, or data: {classes: [...]} in "
+    "client.yaml"
 )
 
 

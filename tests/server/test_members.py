@@ -21,7 +21,10 @@ from server.local_grid import LocalGrid
 from server.members import Member, check_tasks
 
 Run = Any
-REMEDY = "give all of them the same classes in one order: data.classes=[...] of the run, or classes: in client.yaml"
+REMEDY = (
+    "give all of them the same classes in one order: data.classes=[...] of the run, or data: {classes: [...]} in "
+    "client.yaml"
+)
 
 
 def member(
