@@ -1,7 +1,7 @@
 """Imported by every script before anything else: this project found, libraries that keep quiet, the right Python.
 
-A Python that lacks a needed package, or is too old, ends here with one line. So that it can be told to any Python 3,
-this module and the scripts themselves are written in the syntax of Python 3.6.
+A Python that lacks a needed package, or is too old, ends here with one line. So that it can be told to any Python since
+3.8, this module and the scripts themselves are written in its syntax.
 """
 
 import os
@@ -26,7 +26,7 @@ QUIET = {
 MISUSED = 2
 
 
-def fault(script, version, missing, venv, inside):  # type: ignore[no-untyped-def] (Python 3.6 reads it)
+def fault(script, version, missing, venv, inside):  # type: ignore[no-untyped-def] (Python 3.8 reads it)
     """One line on this Python, with what to do; None where it will do.
 
     version: (major, minor). missing: needed packages that it lacks. venv: the project's own Python, as it is typed, or

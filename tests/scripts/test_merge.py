@@ -210,10 +210,8 @@ def test_missing_or_unknown_arguments_and_files_are_one_line(
 ) -> None:
     output, adapter = tmp_path / "merged", f"adapter={inputs}/adapter.safetensors"
     assert refused(script, [], output, capsys) == "missing: adapter=; give adapter=FILE output=FOLDER"
-    folder = refused(script, [f"adapter={inputs}"], output, capsys)
-    assert folder == f"adapter={inputs}: a folder; name the file, such as adapter={inputs}/adapter.safetensors"
     empty = refused(script, [adapter, f"head={tmp_path}"], output, capsys)
-    assert empty == f"head={tmp_path}: a folder; and there is no head.safetensors in it"
+    assert empty == f"head={tmp_path}: no head.safetensors is in this folder; give the file of a head"
     twice = refused(script, [adapter, adapter], output, capsys)
     assert twice == f"{adapter}: given twice, first as {adapter}; leave one out"
     assert refused(script, [adapter, "heads=x"], output, capsys).startswith("heads=x: unknown; give adapter=FILE")

@@ -31,11 +31,11 @@ def test_what_is_needed_is_what_the_project_names() -> None:
 
 @pytest.mark.parametrize("path", STARTED, ids=lambda path: path.name)
 def test_a_script_imports_it_first_and_an_old_python_reads_so_far(path: Path) -> None:
-    tree = ast.parse(path.read_text(), feature_version=(3, 6))
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = [node.names[0].name if isinstance(node, ast.Import) else node.module for node in imports]
     assert next(name for name in names if name not in ("sys", "pathlib")) == "preparation"
-    ast.parse((ROOT / "scripts" / "preparation.py").read_text(), feature_version=(3, 6))
+    ast.parse((ROOT / "scripts" / "preparation.py").read_text(), feature_version=(3, 8))
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_a_script_imports_it_first_and_an_old_python_reads_so_far(path: Path) ->
             "this is Python 3.10, and fedmask needs 3.11 or newer: give .venv/bin/python scripts/merge.py",
         ),
         (
-            (3, 6),
+            (3, 8),
             [],
             None,
             False,
-            "this is Python 3.6, and fedmask needs 3.11 or newer: `make setup PYTHON=python3.11` installs all of it, "
+            "this is Python 3.8, and fedmask needs 3.11 or newer: `make setup PYTHON=python3.11` installs all of it, "
             "then give .venv/bin/python scripts/merge.py",
         ),
         (
