@@ -131,7 +131,8 @@ def test_what_a_person_should_know_of_the_data_is_said_and_kept(tmp_path: Path) 
         "task mail: 1 empty text (1 of train), kept: a model reads its marks of beginning and end alone",
         "task mail: fewer training rows than data.examples_per_client=100 for 2 clients: 8 each, all there are",
     ]
-    assert [line.removeprefix("note: ") for line in done.stdout.splitlines() if line.startswith("note: ")] == notes
+    told = [line.removeprefix("note: ") for line in done.stdout.splitlines() if line.startswith("note: ")]
+    assert [line for line in told if line.startswith("task ")] == notes
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -160,9 +161,8 @@ def test_paths_begin_at_home_and_what_is_given_twice_is_told(tmp_path: Path) -> 
     ]
     merged = [sys.executable, str(ROOT / "scripts" / "merge.py"), "adapter=~/runs/first", "output=~/merged"]
     told = subprocess.run(merged, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
-    adapter = f"{tmp_path}/runs/first/adapter.safetensors"
-    assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr == f"adapter={tmp_path}/runs/first: a folder; name the file, such as adapter={adapter}\n"
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith(f"{tmp_path}/merged: tiny with ")
 
 
 def test_a_name_that_is_a_number_is_told_how_it_is_written(tmp_path: Path) -> None:
