@@ -5,16 +5,17 @@ In: a `Source`. Out: the encoder and its tokenizer. A pooler may lack, and is ze
 comes from it. Heads, a pooler and buffers of positions may be left over.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from fedmask.errors import FedmaskError, cause_line
@@ -24,6 +25,8 @@ from fedmask.models.tokenizers import tokenizer_at
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """The types of a file's tensors that are weights; whole numbers are positions, or weights that some library packed."""
+
+_TORCH_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 NAMES_TOLD = 3
 
@@ -37,17 +40,10 @@ def load_checkpoint(source: Source) -> tuple[nn.Module, PreTrainedTokenizerBase]
     _refuse_adapter(source)
     config = read_configuration(source.location, source.local_files_only)
     try:
-        encoder, loading = AutoModel.from_pretrained(
-            source.location,
-            config=config,
-            local_files_only=source.local_files_only,
-            output_loading_info=True,
-            use_safetensors=True,  # never a pickle
-            dtype="auto",
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are told by name below
-        )
+        encoder, loading = _read(source, config, "auto")
         stored = _stored_types(source.location)
+        if (dtype := _lost_precision(encoder, stored)) is not None:
+            encoder, loading = _read(source, config, dtype)
     except Exception as error:  # whatever a broken file makes of the libraries
         raise not_a_model(source.location, error) from error
     tokenizer = tokenizer_at(source.location, source.local_files_only)
@@ -57,6 +53,30 @@ def load_checkpoint(source: Source) -> tuple[nn.Module, PreTrainedTokenizerBase]
             if name in loading["missing_keys"]:
                 parameter.zero_()
     return encoder, tokenizer
+
+
+def _read(
+    source: Source, config: PretrainedConfig, dtype: torch.dtype | Literal["auto"]
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The encoder, and by kind the tensors that do not fit."""
+    return AutoModel.from_pretrained(  # type: ignore[no-any-return]
+        source.location,
+        config=config,
+        local_files_only=source.local_files_only,
+        output_loading_info=True,
+        use_safetensors=True,  # never a pickle
+        dtype=dtype,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # they are told by name below
+    )
+
+
+def _lost_precision(encoder: nn.Module, stored: Mapping[str, str]) -> torch.dtype | None:
+    """The type to read the weights in where config.json names one with fewer bits than the file holds; else None."""
+    held = {_TORCH_TYPES[name] for name in stored.values() if name in _TORCH_TYPES}
+    read = {parameter.dtype for parameter in encoder.parameters()}
+    whole = functools.reduce(torch.promote_types, held | read)
+    return None if whole in read else whole
 
 
 def not_a_model(location: str, error: Exception) -> FedmaskError:

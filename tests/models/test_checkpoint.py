@@ -116,6 +116,13 @@ def test_old_names_heads_and_positions_give_the_same_model(
     assert load(change_tensors(bert(), change)).digest == expected
 
 
+@pytest.mark.parametrize("said", ["float16", "bfloat16", "float64"])
+def test_a_configuration_that_names_another_precision_rounds_nothing(bert: Any, said: str) -> None:
+    expected, file = load(bert()).digest, bert() / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": said}))
+    assert load(file.parent).digest == expected
+
+
 @pytest.mark.parametrize("metadata", [None, {"format": "tf"}, {"format": "mlx"}, {"made by": "hand"}])
 def test_who_wrote_the_file_does_not_matter(bert: Any, metadata: dict[str, str] | None) -> None:
     expected, file = load(bert()).digest, bert() / "model.safetensors"
