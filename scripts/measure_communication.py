@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
 from fedmask.runs.command import asks_for_help, exit_code, own_arguments, usable_path
-from fedmask.runs.config import RunConfig, from_yaml
+from fedmask.runs.config import RunConfig, read_config
 from fedmask.wire.codecs import codec
 from fedmask.wire.projections import full_finetuning_bytes_each_way, projections
 from server.compose import compose
@@ -202,7 +202,7 @@ def _config_of(run: Path) -> RunConfig:
 
     if not (run / SUMMARY).is_file():
         raise FedmaskError(f"{run}: holds no finished run, for it has no {SUMMARY}; name the folder of one")
-    return from_yaml((run / CONFIG).read_text())
+    return read_config(run / CONFIG)
 
 
 def _adapter(run: Path | None) -> Values | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from fedmask.errors import ConfigError, FedmaskError, MaskMismatchError
 from fedmask.runs.command import asks_for_help, exit_code, own_arguments
-from fedmask.runs.config import ModelConfig, from_yaml
+from fedmask.runs.config import ModelConfig, read_config
 from server.compose import compose
 
 if TYPE_CHECKING:
@@ -217,8 +217,8 @@ def _model_of_run(adapter: Path) -> ModelConfig | None:
     for folder in adapter.resolve().parents[:3]:  # clients/client-00000/ below it
         if (folder / CONFIG).is_file():
             try:
-                model = from_yaml((folder / CONFIG).read_text()).model
-            except (ConfigError, OSError, UnicodeDecodeError):  # the adapter itself names its base
+                model = read_config(folder / CONFIG).model
+            except ConfigError:  # the adapter itself names its base
                 return None
             return model if model.path is not None and Path(model.path).is_dir() else None
     return None

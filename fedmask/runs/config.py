@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 from fedmask.errors import ConfigError as ConfigError
 from fedmask.errors import FedmaskError
 from fedmask.files import with_home
 from fedmask.runs.other_words import OTHER_VALUES, meant_by
-from fedmask.runs.strict_yaml import read_mapping
+from fedmask.runs.strict_yaml import read_mapping, read_mapping_file
 from fedmask.tasks import SOURCES
 from fedmask.tasks.labels import alike, clean, shown_both
 
@@ -781,6 +782,15 @@ def from_yaml(text: str) -> RunConfig:
     """The configuration in the text of a run folder's config.yaml. Raises ConfigError like `build`."""
     found = read_mapping(text)
     return build(_with_added_keys(found.content), found.written)
+
+
+def read_config(path: Path) -> RunConfig:
+    """As from_yaml, of a run folder's file; each fault begins with its path."""
+    found = read_mapping_file(path)
+    try:
+        return build(_with_added_keys(found.content), found.written)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {fault}" for fault in error.faults]) from error
 
 
 def _with_added_keys(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import yaml  # type: ignore[import-untyped]
 from fedmask.errors import FedmaskError
 from fedmask.files import LOCK, locked, remove_scraps, write_atomically
 from fedmask.runs.checkpoint import Checkpoint, load_checkpoint
-from fedmask.runs.config import RunConfig, from_yaml, to_dict
+from fedmask.runs.config import RunConfig, read_config, to_dict
 from fedmask.wire.ledger import LedgerLine
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
@@ -255,8 +255,8 @@ class RunFolder:
 def holds_run(path: Path) -> bool:
     """Whether a run has begun in a folder: it has the configuration of one."""
     try:
-        from_yaml((path / CONFIG).read_text())
-    except (OSError, UnicodeDecodeError, FedmaskError):
+        read_config(path / CONFIG)
+    except FedmaskError:
         return False
     return True
 

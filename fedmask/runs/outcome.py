@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NAMED = 5
-"""Clients that a terminal names one by one."""
+"""Clients of a cause, and causes, that a terminal names one by one."""
 
 _CAUSE_NOT_KEPT = "its cause was not kept by the version that ran this round"
 
@@ -71,15 +71,22 @@ def _first(lost: Mapping[int, str]) -> str:
 
 
 def lost_lines(summary: Mapping[str, Any]) -> list[str]:
-    """A line a client that was lost in every round, the last of many counted; nothing for an older run."""
-    lost = summary.get("lost_clients", [])
-    lines = [
-        f"client {each['client']} was lost in {_each_of(each['rounds'])}: {each['cause']}" for each in lost[:NAMED]
-    ]
-    if len(lost) > NAMED:
-        lines.append(f"{len(lost) - NAMED} more clients were lost in each of their rounds; summary.json names them")
+    """A line a cause of clients that were lost in every round; of many clients and causes the last are counted.
+
+    Nothing for an older run.
+    """
+    lost_by: dict[str, list[int]] = {}
+    for each in summary.get("lost_clients", []):
+        lost_by.setdefault(each["cause"], []).append(each["client"])
+    lines = [f"{_named(clients)} lost in every round: {cause}" for cause, clients in list(lost_by.items())[:NAMED]]
+    if len(lost_by) > NAMED:
+        others = sum(map(len, list(lost_by.values())[NAMED:]))
+        lines.append(f"lost in every round for other causes: {others}; summary.json names them")
     return lines
 
 
-def _each_of(rounds: int) -> str:
-    return "its only round" if rounds == 1 else f"each of its {rounds} rounds, at last"
+def _named(clients: Sequence[int]) -> str:
+    if len(clients) == 1:
+        return f"client {clients[0]} was"
+    more = f" and {len(clients) - NAMED} more" if len(clients) > NAMED else ""
+    return f"clients {', '.join(map(str, clients[:NAMED]))}{more} were"

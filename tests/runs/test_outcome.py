@@ -35,13 +35,15 @@ def test_rounds_of_a_version_that_kept_no_causes_count_those_that_failed() -> No
 
 def test_few_are_named_in_lines_and_the_others_counted() -> None:
     assert lost_lines({}) == []
-    lost = [{"client": number, "rounds": 1 + number, "cause": "a: b"} for number in range(NAMED + 2)]
+    lost = [{"client": number, "rounds": 2, "cause": "a: b"} for number in range(NAMED + 2)]
+    lost += [{"client": 10 + number, "rounds": 1, "cause": f"c: {number}"} for number in range(NAMED + 1)]
     lines = lost_lines({"lost_clients": lost})
     assert lines[:2] == [
-        "client 0 was lost in its only round: a: b",
-        "client 1 was lost in each of its 2 rounds, at last: a: b",
+        "clients 0, 1, 2, 3, 4 and 2 more were lost in every round: a: b",
+        "client 10 was lost in every round: c: 0",
     ]
-    assert lines[NAMED:] == ["2 more clients were lost in each of their rounds; summary.json names them"]
+    assert lines[NAMED:] == ["lost in every round for other causes: 2; summary.json names them"]
+    assert lost_lines({"lost_clients": lost[:2]}) == ["clients 0, 1 were lost in every round: a: b"]
 
 
 def test_a_run_with_a_score_is_scored() -> None:

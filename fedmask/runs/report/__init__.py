@@ -86,7 +86,7 @@ def _what_was_run(run: Run) -> str:
         "clients": f"{len(run.clients)}, {config.clients_per_round or 'all'} of them in a round",
         "rounds": f"{config.rounds}",
         "data": f"{config.data.source}, {config.data.partition} partition, "
-        f"{config.data.examples_per_client or 'all'} training examples a client",
+        f"{_at_most(config.data.examples_per_client)} training examples a client",
         "seed": f"{config.seed}",
         "computed on": f"{escape(config.device)}, {config.threads} CPU threads a process",
         "runtime": escape(config.runtime),
@@ -94,6 +94,10 @@ def _what_was_run(run: Run) -> str:
     }
     details = f"<details><summary>config.yaml, all of it</summary><pre>{escape(run.config_text)}</pre></details>"
     return table([], facts.items(), "facts") + details
+
+
+def _at_most(number: int | None) -> str:
+    return "all" if number is None else f"at most {number}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
