@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from flwr.app import Message
-from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
 from fedmask.errors import FedmaskError, RejectedMessage
@@ -22,6 +21,7 @@ from fedmask.wire.ledger import REJECTED, UNKNOWN_CLIENT, Direction, Ledger, Led
 from fedmask.wire.messages import Facts, facts_of, pack, payload_of, whole_number, wire_bytes, word
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame_sizes
+from server.answers import Answer, answers, one_reply
 from server.members import Member, check_tasks, introduced
 from server.open_requests import OpenRequests
 
@@ -163,30 +163,34 @@ class Exchange:
                 open_requests.add(message)
                 yield message
 
-        for reply in _replies(grid, messages(), timeout):
-            node_id = reply.metadata.src_node_id
+        for answer in answers(grid, messages(), timeout):
+            node_id = open_requests.node_of(answer)
+            whose = f"round {server_round}, node {node_id}"
             try:
-                open_requests.settle(reply)
+                with one_reply(whose):
+                    reply = open_requests.settle(answer)
             except RejectedMessage as rejection:
-                self._record_stray(server_round, reply)
+                self._record_stray(server_round, node_id, answer)
                 cause = f"round {server_round}: a reply of node {node_id} to the mask is rejected ({rejection.cause})"
                 logging.getLogger("fedmask").warning("%s: %s", cause, rejection)
                 continue
+            assert node_id is not None, "an answer to no request is rejected"
             if reply.has_error():
                 failed[node_id] = f"a client could not be set up: {_reason(reply)}"
                 continue
             try:
-                facts = facts_of(reply.content)
-                client_id = self._claimed_id(node_id, facts)
-                self._ledger.record(server_round, client_id, "down", "mask", len(setup_bytes), sizes[node_id])
-                self._ledger.record(server_round, client_id, "up", "mask", 0, wire_bytes(reply))
-                if "mask-mismatch" in facts:
-                    refused.append(node_id)
-                    continue
-                self._check_inputs(client_id, facts)
-                self._enrol(client_id, node_id, facts)
-            except FedmaskError as error:
-                failed[node_id] = str(error)
+                with one_reply(whose):
+                    facts = facts_of(reply.content)
+                    client_id = self._claimed_id(node_id, facts)
+                    self._ledger.record(server_round, client_id, "down", "mask", len(setup_bytes), sizes[node_id])
+                    self._ledger.record(server_round, client_id, "up", "mask", 0, wire_bytes(reply))
+                    if "mask-mismatch" in facts:
+                        refused.append(node_id)
+                        continue
+                    self._check_inputs(client_id, facts)
+                    self._enrol(client_id, node_id, facts)
+            except RejectedMessage as rejection:
+                failed[node_id] = str(rejection)
                 continue
             self._observer.reply_arrived(client_id)
         return refused, failed
@@ -304,21 +308,28 @@ class Exchange:
                 open_requests.add(request)
                 yield request
 
-        for reply in _replies(grid, counted(), _seconds_until(deadline)):
+        for answer in answers(grid, counted(), _seconds_until(deadline)):
+            node_id = open_requests.node_of(answer)
+            client_id = UNKNOWN_CLIENT if node_id is None else self._client_ids[node_id]
             try:
-                open_requests.settle(reply)
+                with one_reply(f"round {server_round}, client {client_id}"):
+                    reply = open_requests.settle(answer)
+                    recorded = self._record(server_round, client_id, "up", kind, reply)
             except RejectedMessage as rejection:
-                on_rejected(self._record_stray(server_round, reply), rejection)
+                self._record_stray(server_round, node_id, answer)
+                on_rejected(client_id, rejection)
                 continue
-            node_id = reply.metadata.src_node_id
-            self._recorded[node_id] = self._record(server_round, self._client_ids[node_id], "up", kind, reply)
+            self._recorded[reply.metadata.src_node_id] = recorded
             yield reply
 
-    def _record_stray(self, server_round: int, reply: Message) -> int:
-        """A message that answers no request, into the ledger; returns whose it is."""
-        client_id = self._client_ids.get(reply.metadata.src_node_id, UNKNOWN_CLIENT)
-        self._ledger.record(server_round, client_id, "up", REJECTED, 0, wire_bytes(reply))
-        return client_id
+    def _record_stray(self, server_round: int, node_id: int | None, answer: Answer) -> None:
+        """A message that answers no request, into the ledger. Of one that cannot be unpacked the bytes are not known."""
+        client_id = UNKNOWN_CLIENT if node_id is None else self._client_ids.get(node_id, UNKNOWN_CLIENT)
+        size = 0
+        if answer.reply is not None:
+            with suppress(RejectedMessage), one_reply(f"round {server_round}, client {client_id}"):
+                size = wire_bytes(answer.reply)
+        self._ledger.record(server_round, client_id, "up", REJECTED, 0, size)
 
     def _can_go_on(self, reply: Message, version: int) -> bool:
         """Whether a client lacks nothing of what it needs to answer; then it holds the version that it was asked about.
@@ -351,24 +362,10 @@ def _lacks_something(reply: Message) -> bool:
     if reply.has_error():
         return False
     try:
-        return "missing" in facts_of(reply.content)
+        with one_reply(f"node {reply.metadata.src_node_id}"):
+            return "missing" in facts_of(reply.content)
     except RejectedMessage:  # whoever reads the reply rejects it
         return False
-
-
-class _StreamingGrid(Protocol):
-    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[Message]: ...
-
-
-def _replies(grid: Grid, messages: Iterable[Message], timeout: float) -> Iterable[Message]:
-    """Replies one by one where the grid can hand them over so, else all at once."""
-    if hasattr(grid, "stream"):
-        streaming: _StreamingGrid = grid
-        return streaming.stream(messages, timeout)
-    # A list: Flower's own grid goes over them twice.
-    replies = grid.send_and_receive(list(messages), timeout=timeout)
-    # What a SuperLink says of a node that has gone comes from itself: that node has not answered, and no bytes came.
-    return [reply for reply in replies if reply.metadata.src_node_id != SUPERLINK_NODE_ID]
 
 
 def _seconds_until(deadline: float) -> float:

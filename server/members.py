@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedmask.errors import FedmaskError
+from fedmask.runs.config import shown
 from fedmask.tasks.metrics import METRICS
 from fedmask.wire.messages import Facts, whole_number, word
 
@@ -57,12 +58,14 @@ def introduced(client_id: int, node_id: int, facts: Facts) -> Member:
     metric, layout, size = word(facts, "metric"), word(facts, "head-layout"), whole_number(facts, "head-size")
     if metric not in METRICS or not _LAYOUT_DIGEST.fullmatch(layout) or not 0 < size <= MAX_HEAD_SIZE:
         raise FedmaskError(
-            f"client {client_id} has metric {metric!r}, head layout {layout!r} and head size {size}, which this "
-            "server does not know; run the same version of fedmask on both"
+            f"client {client_id} has metric {metric[:80]!r}, head layout {layout[:80]!r} and head size "
+            f"{shown(size)}, which this server does not know; run the same version of fedmask on both"
         )
     task = word(facts, "task")
     if len(task) > MAX_TASK_CHARACTERS:
         raise FedmaskError(f"client {client_id} has a task whose name is {len(task):,} characters long")
+    if not task.isprintable():  # escape sequences, and halves of characters, which no file can hold
+        raise FedmaskError(f"client {client_id} has a task named {shown(task)}; it must have printable characters only")
     # Interned: thousands of clients share a few tasks, and each reply brings the words anew.
     return Member(
         client_id=client_id,

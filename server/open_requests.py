@@ -1,7 +1,8 @@
 """The requests of one asking: a reply that answers none of them is rejected, with the cause.
 
 Flower hands a server the replies that were pulled for it; that each is of this run, of this round, to the message that
-its node was sent, the first and in time, is checked here, whatever the grid.
+its node was sent, by that node, the first and in time, is checked here, whatever the grid. Who sent a reply is told by
+the id of the request that it came for, never by the reply: a SuperLink compares the sender of the envelope alone.
 """
 
 import time
@@ -9,6 +10,7 @@ import time
 from flwr.app import Message, Metadata
 
 from fedmask.errors import RejectedMessage
+from server.answers import Answer
 
 _MUST_AGREE = (
     ("run_id", "other-run"),
@@ -20,31 +22,53 @@ _MUST_AGREE = (
 
 
 class OpenRequests:
-    """Who was asked what; one request a node."""
+    """Who was asked what."""
 
     def __init__(self, deadline: float) -> None:
         """deadline: on the clock of time.monotonic; a reply is late after it."""
         self._deadline = deadline
-        self._asked: dict[int, Metadata] = {}
-        self._answered: set[int] = set()
+        self._nodes: set[int] = set()
+        self._unnamed: list[Metadata] = []
+        self._by_id: dict[str, Metadata] = {}
+        self._answered: set[str] = set()
 
     def add(self, request: Message) -> None:
         """The grid gives the request its id later: its metadata are kept, not copied."""
-        self._asked[request.metadata.dst_node_id] = request.metadata
+        self._nodes.add(request.metadata.dst_node_id)
+        self._unnamed.append(request.metadata)
 
-    def settle(self, reply: Message) -> None:
-        """Take a reply as the answer to the request of its node. Raises RejectedMessage."""
+    def node_of(self, answer: Answer) -> int | None:
+        """The node that was asked; None where no request has the id that the answer came for."""
+        asked = self._request_of(answer)
+        return None if asked is None else asked.dst_node_id
+
+    def settle(self, answer: Answer) -> Message:
+        """The reply, as the answer to the request that it came for. Raises RejectedMessage."""
+        asked, reply = self._request_of(answer), answer.reply
+        if reply is None:
+            raise RejectedMessage("undecodable", answer.fault)
         node_id = reply.metadata.src_node_id
-        if node_id not in self._asked:
-            raise RejectedMessage("unknown-node", f"a message of node {node_id}, which was asked nothing")
-        self._check_agreement(self._asked[node_id], reply.metadata)
-        if node_id in self._answered:
+        if asked is None:
+            if node_id not in self._nodes:
+                raise RejectedMessage("unknown-node", f"a message of node {node_id}, which was asked nothing")
+            raise RejectedMessage("other-message", f"a reply to message {answer.message_id!r}, which nobody was sent")
+        if node_id != asked.dst_node_id:
+            raise RejectedMessage("other-sender", f"the reply says that it is node {node_id}'s")
+        self._check_agreement(asked, reply.metadata)
+        if asked.message_id in self._answered:
             raise RejectedMessage("duplicate", "the client answered before")
         if time.monotonic() > self._deadline:
             raise RejectedMessage("late", "the reply came after the time was over")
         if not reply.has_error() and not reply.has_content():
             raise RejectedMessage("undecodable", "the reply holds nothing, not even an empty record")
-        self._answered.add(node_id)
+        self._answered.add(asked.message_id)
+        return reply
+
+    def _request_of(self, answer: Answer) -> Metadata | None:
+        if answer.message_id not in self._by_id:
+            self._by_id |= {request.message_id: request for request in self._unnamed if request.message_id}
+            self._unnamed = [request for request in self._unnamed if not request.message_id]
+        return self._by_id.get(answer.message_id)
 
     @staticmethod
     def _check_agreement(asked: Metadata, found: Metadata) -> None:

@@ -189,7 +189,10 @@ class RayGrid(Grid):
                 raise _worker_lost(reply)
         return replies
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return list(self.stream(messages, timeout))
+
+    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> Iterator[Message]:
         """Replies one by one, as they come; none after `timeout` seconds. Raises FedmaskError for a dead worker."""
         deadline = None if timeout is None else monotonic() + timeout
         waiting = set(self.push_messages(messages))

@@ -50,12 +50,14 @@ def _score(metric: str, name: str, counts: object) -> float:
         found = f"a list of {len(counts):,}" if isinstance(counts, list) else repr(counts)
         raise RejectedMessage("undecodable", f"{name} {found} are no counts of {metric}")
     try:
-        value = METRICS[metric].value(np.asarray(counts, np.float64))
+        # Once: numpy makes no numbers of whole ones beyond 2^64 by itself.
+        numbers = np.asarray(counts, np.float64)
+        value = METRICS[metric].value(numbers)
     except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise RejectedMessage("undecodable", f"{name} {counts} are no counts of {metric}") from error
-    if not np.isfinite(counts).all() or not -1.0 <= value <= 1.0:
+    if not np.isfinite(numbers).all() or not -1.0 <= value <= 1.0:
         raise RejectedMessage("not-finite", f"{name} {counts} give {value}")
-    if min(counts) < 0 and not METRICS[metric].regression:  # a correlation is the one count that may be negative
+    if numbers.min() < 0 and not METRICS[metric].regression:  # a correlation is the one count that may be negative
         raise RejectedMessage("negative-counts", f"{name} {counts}: nothing is counted less than no times")
     return float(value)
 

@@ -34,6 +34,7 @@ from fedmask.wire.messages import Fact, Facts, facts_of, pack, payload_of
 from fedmask.wire.setup import Settings
 from fedmask.wire.uplink import decode_updates
 from fedmask.wire.vectors import NamedVector
+from server.answers import one_reply
 from server.exchange import Exchange, ReplyObserver
 from server.losses import MAX_LOSS, RoundLosses
 from server.members import MAX_EXAMPLES, Member
@@ -378,8 +379,9 @@ class MaskedAveraging(Strategy):
         for reply in replies:
             member = self._exchange.member_of(reply)
             try:
-                facts = _facts_of_answer(reply)
-                vectors, num_examples, train_loss = self._accepted(server_round, member, reply, facts)
+                with one_reply(f"round {server_round}, client {member.client_id}"):
+                    facts = _facts_of_answer(reply)
+                    vectors, num_examples, train_loss = self._accepted(server_round, member, reply, facts)
             except RejectedMessage as rejection:
                 self._reject(server_round, reply, rejection)
                 continue
@@ -492,8 +494,8 @@ class MaskedAveraging(Strategy):
         for reply in replies:
             member = self._exchange.member_of(reply)
             try:
-                counts = _facts_of_answer(reply)
-                scores.append(ClientScore.of(member, counts))
+                with one_reply(f"round {server_round}, client {member.client_id}"):
+                    scores.append(ClientScore.of(member, _facts_of_answer(reply)))
             except RejectedMessage as rejection:
                 self._reject(server_round, reply, rejection)
         return Scores(tuple(scores))

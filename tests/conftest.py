@@ -1,7 +1,9 @@
 """What all tests share: an offline process of one thread with a cache of its own; the tiny base in both dtypes."""
 
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.models import BaseModel, load_base
+from server.answers import INTERNAL_ERROR
 
 _cache = tempfile.TemporaryDirectory(prefix="fedmask-tests-")  # until this process ends
 os.environ |= {
@@ -22,6 +25,28 @@ os.environ |= {
 torch.set_num_threads(1)
 
 CONF = Path(__file__).parent.parent / "conf"
+
+
+class _InternalErrors(logging.Handler):
+    """Collects what the server tells of faults of its own over a reply."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if INTERNAL_ERROR in record.getMessage():
+            self.told.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def internal_errors() -> Iterator[list[str]]:
+    """What is told of faults of fedmask's own over a reply: a test fails on them, unless it has emptied the list."""
+    handler, logger = _InternalErrors(), logging.getLogger("fedmask")
+    logger.addHandler(handler)
+    yield handler.told
+    logger.removeHandler(handler)
+    assert not handler.told, "\n".join(handler.told)
 
 
 @pytest.fixture(scope="session")

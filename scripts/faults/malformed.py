@@ -215,7 +215,7 @@ def _other_message(reply: Message, generator: np.random.Generator) -> None:
         _with_metadata(reply, "message_type", "evaluate")
 
 
-def _unknown_node(reply: Message, generator: np.random.Generator) -> None:
+def _another_node(reply: Message, generator: np.random.Generator) -> None:
     _with_metadata(reply, "src_node_id", int(generator.integers(2**62)))
 
 
@@ -247,8 +247,8 @@ KINDS: Mapping[str, Kind] = {
     "always lacking": Kind(frozenset({"still-missing"}), _always_lacking),
     "other round": Kind(frozenset({"other-round"}), _other_round),
     "other run": Kind(frozenset({"other-run"}), _other_run),
-    "other message": Kind(frozenset({"other-message"}), _other_message),
-    "unknown node": Kind(frozenset({"unknown-node", "no-reply"}), _unknown_node),
+    "other message": Kind(frozenset({"other-message", "no-reply"}), _other_message),
+    "another node": Kind(frozenset({"other-sender"}), _another_node),
     "error": Kind(frozenset({"client-error"}), _empty),
 }
 """By name, and for people."""

@@ -84,15 +84,18 @@ def test_only_who_lacks_the_last_delta_is_sent_it_for_the_test_split(federate: C
 
 
 class TwiceGrid:
-    """As Flower's grid of a SuperLink: it gives no replies one by one, and goes over the messages twice."""
+    """As Flower's grid of a SuperLink: it gives no replies by itself, and goes over the messages twice."""
 
     def __init__(self, app: Any, num_clients: int) -> None:
         self._grid = LocalGrid(app, num_clients)
         self.keep_client_state_in, self.get_node_ids = self._grid.keep_client_state_in, self._grid.get_node_ids
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
         assert all(isinstance(message, Message) for message in messages)
-        return list(self._grid.send_and_receive(messages))
+        return list(self._grid.push_messages(messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return list(self._grid.pull_messages(message_ids))
 
 
 def test_a_grid_may_go_over_the_messages_twice(federate: Callable[..., Run], plain_run: Run) -> None:
@@ -104,13 +107,20 @@ def test_a_grid_may_go_over_the_messages_twice(federate: Callable[..., Run], pla
 class LosingGrid(TwiceGrid):
     """As Flower's: of client 2, whose node goes in round 2, the SuperLink says that it has gone."""
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        replies = super().send_and_receive(messages)
-        for place, request in enumerate(messages):
-            if self.is_lost(number_of(self._grid.context(request.metadata.dst_node_id)), request):
-                replies[place] = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=request)
-                replies[place].metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
-        return replies
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        requests = list(messages)
+        ids = super().push_messages(requests)
+        self._requests = dict(zip(ids, requests, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        (message_id,) = message_ids
+        request = self._requests[message_id]
+        if not self.is_lost(number_of(self._grid.context(request.metadata.dst_node_id)), request):
+            return super().pull_messages([message_id])
+        gone = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=request)
+        gone.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+        return [gone]
 
     def is_lost(self, client: int, request: Message) -> bool:
         return (client, request.metadata.message_type, request.metadata.group_id) == (2, "train", "2")

@@ -79,7 +79,7 @@ def test_malformed_replies_of_every_kind_leave_no_trace(
     accepted = lines_of(run, BAD, "train", "head")
     assert [line["payload_bytes"] for line in accepted] == [0]
     rejected = [line for line in run.ledger if line["kind"] == "rejected"]
-    assert {line["client"] for line in rejected} == {BAD, -1}
+    assert {BAD} <= {line["client"] for line in rejected} <= {BAD, -1}
     assert all((line["direction"], line["payload_bytes"]) == ("up", 0) for line in rejected)
     assert sum(line["wire_bytes"] for line in rejected + accepted) == sent_bytes[0]
     assert run.summary["communication"]["total_bytes"] == sum(line["wire_bytes"] for line in run.ledger)
@@ -175,7 +175,8 @@ def test_a_reply_to_another_round_is_none_to_this_one(
         return None if client == BAD and is_train(request) else reply
 
     run, without = (federate("rounds=3", grid=filtering_grid(change)) for change in (a_round_later, never))
-    assert [line["failure_causes"] for line in run.rounds] == [{"no-reply": 1}, {"other-round": 1}, {"other-round": 1}]
+    stray = {"other-message": 1, "no-reply": 1}  # in this round nobody was sent what it answers
+    assert [line["failure_causes"] for line in run.rounds] == [{"no-reply": 1}, stray, stray]
     assert run.adapter == without.adapter
 
 
@@ -206,21 +207,21 @@ def test_when_the_time_is_over_nobody_is_asked_and_what_comes_is_late(
 
 
 class WholeGrid:
-    """A grid like Flower's own, which takes all messages at once and is told how long it may wait."""
+    """A grid that takes all messages at once, as the one on Ray, and is told how long it may wait."""
 
     def __init__(self, app: Any, num_clients: int) -> None:
         self._grid = LocalGrid(app, num_clients)
         self.keep_client_state_in, self.get_node_ids = self._grid.keep_client_state_in, self._grid.get_node_ids
         self.timeouts: list[tuple[str, float]] = []
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> list[Message]:
         messages = list(messages)
         assert timeout is not None
         self.timeouts.append((messages[0].metadata.message_type, timeout))
-        return list(self._grid.send_and_receive(messages))
+        return list(self._grid.stream(messages))
 
 
-def test_flowers_grids_are_told_how_long_they_may_wait(federate: Callable[..., Run], plain_run: Run) -> None:
+def test_grids_are_told_how_long_they_may_wait(federate: Callable[..., Run], plain_run: Run) -> None:
     grids: list[WholeGrid] = []
 
     def grid(app: Any, num_clients: int) -> WholeGrid:

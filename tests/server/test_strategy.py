@@ -203,8 +203,8 @@ class ShufflingGrid:
         self._random.shuffle(ids)
         return ids
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        replies = list(self._grid.send_and_receive(messages))
+    def stream(self, messages: Iterable[Message], timeout: float | None = None) -> list[Message]:
+        replies = list(self._grid.stream(messages))
         self._random.shuffle(replies)
         return replies
 
