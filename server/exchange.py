@@ -275,8 +275,8 @@ class Exchange:
                 self._can_go_on(reply, version)
                 yield reply
 
-        for answers in (first_answers, second_answers):
-            for reply in answers():
+        for given in (first_answers, second_answers):
+            for reply in given():
                 arrived[self.member_of(reply).client_id] = reply
                 while waiting and waiting[0] in arrived:
                     self._observer.reply_arrived(waiting[0])
@@ -323,7 +323,7 @@ class Exchange:
             yield reply
 
     def _record_stray(self, server_round: int, node_id: int | None, answer: Answer) -> None:
-        """A message that answers no request, into the ledger. Of one that cannot be unpacked the bytes are not known."""
+        """A message that answers no request, into the ledger; without bytes where it cannot be unpacked."""
         client_id = UNKNOWN_CLIENT if node_id is None else self._client_ids.get(node_id, UNKNOWN_CLIENT)
         size = 0
         if answer.reply is not None:
