@@ -7,6 +7,7 @@ base model -> mask -> strategy (mask out once, rounds, test split) -> adapter an
 import hashlib
 import json
 import logging
+import os
 import secrets
 import shlex
 import time
@@ -25,10 +26,11 @@ from fedmask.masks import RULES, Mask, MaskRecipe, exact_zeros, select
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.busy_machine import busy_line
 from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
-from fedmask.runs.config import ConfigError, RunConfig, shown
+from fedmask.runs.config import ADDED_LATER, ConfigError, RunConfig, shown
 from fedmask.runs.console import RunProgress, console
 from fedmask.runs.folder import RunFolder, default_output
 from fedmask.runs.outcome import lost_clients, lost_lines, unscored
+from fedmask.runs.registry import VARIABLE, Binding, read_registry
 from fedmask.runs.tensorboard import Scalars, check_installed
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
@@ -153,6 +155,8 @@ def _run_in(
         ledger,
         recorder,
         server=config.server,
+        hidden_size=base.hidden_size,
+        registry=_registry(),
         score_every=config.score_every,
         score_test=config.score_test,
     )
@@ -175,6 +179,7 @@ def _run_in(
         "run_id": settings.run_id,
         "run_digest": settings.run_digest,
         "clients_never_drawn": strategy.num_never_drawn,
+        "left_out": strategy.left_out,
         "lost_clients": lost_clients(rounds),
         "test_failure_causes": strategy.test_failure_causes,
         "notes": list(notes),
@@ -185,6 +190,12 @@ def _run_in(
     folder.finish(summary)
     _report(folder)
     return summary
+
+
+def _registry() -> dict[str, Binding]:
+    """Of the server that this process belongs to; empty in a simulation."""
+    path = os.environ.get(VARIABLE)
+    return {} if path is None else read_registry(Path(path))
 
 
 def _left_as_it_is(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +249,12 @@ def run_digest(config: RunConfig, base: BaseModel, mask: Mask | None) -> str:
 
     Rounds are left out: a run of more rounds goes through the states of one of fewer.
     """
-    server = {key: value for key, value in asdict(config.server).items() if key not in _SERVERS_PATIENCE}
+    server = {
+        key: value
+        for key, value in asdict(config.server).items()
+        # A key that came later is no part of it as long as it says what was so before.
+        if key not in _SERVERS_PATIENCE and ADDED_LATER.get(f"server.{key}", ...) != value
+    }
     facts = [
         "fedmask-run-1",
         [base.digest, base.inputs_digest, "" if mask is None else mask.digest],
@@ -249,7 +265,7 @@ def run_digest(config: RunConfig, base: BaseModel, mask: Mask | None) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-_SERVERS_PATIENCE = ("min_replies", "max_retries", "timeout_seconds")
+_SERVERS_PATIENCE = ("min_clients", "min_replies", "max_retries", "timeout_seconds")
 """Keys of `server` that decide whether a run comes to its end, and not what it ends with."""
 
 

@@ -17,12 +17,13 @@ from flwr.serverapp import Grid
 
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
+from fedmask.runs.registry import Binding
 from fedmask.wire.ledger import REJECTED, UNKNOWN_CLIENT, Direction, Ledger, LedgerLine
 from fedmask.wire.messages import Facts, facts_of, pack, payload_of, whole_number, wire_bytes, word
 from fedmask.wire.setup import Settings, Setup
 from fedmask.wire.vectors import frame_sizes
 from server.answers import Answer, answers, one_reply
-from server.members import Member, check_tasks, introduced
+from server.members import Member, apart, check_binding, check_budget, check_head, check_tasks, introduced
 from server.open_requests import OpenRequests
 
 NOTICE_SECONDS = 10.0
@@ -46,17 +47,35 @@ OnRejected = Callable[[int, RejectedMessage], None]
 class Exchange:
     """The server's side of every message of one run."""
 
-    def __init__(self, settings: Settings, mask: Mask | None, ledger: Ledger, observer: ReplyObserver) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        mask: Mask | None,
+        ledger: Ledger,
+        observer: ReplyObserver,
+        hidden_size: int,
+        registry: Mapping[str, Binding],
+    ) -> None:
+        """hidden_size: of the base model, which decides how large a head is. registry: by public key what each client
+        may claim; empty where nobody is registered, as in a simulation."""
         self._settings = settings
         self._mask = mask
+        self._hidden_size = hidden_size
+        self._registry = registry
+        self._bindings: dict[int, Binding] = {}
+        """By node id."""
         self._ledger = ledger
         self._observer = observer
         self._client_ids: dict[int, int] = {}
         self._held_version: dict[int, int] = {}
         self._recorded: dict[int, list[LedgerLine]] = {}
         """By node id the ledger's lines of its last reply."""
+        self._head_sizes: dict[str, int] = {}
+        """By layout."""
         self.members: dict[int, Member] = {}
         """By client_id."""
+        self.left_out: dict[str, str] = {}
+        """Who does not take part though it was asked to, `client 3` or `node 123`, and why."""
 
     @property
     def mask_digest(self) -> str:
@@ -78,34 +97,74 @@ class Exchange:
 
     # ---- round 0 -----------------------------------------------------------------------------------------------
 
-    def send_mask(self, grid: Grid, num_clients: int, timeout: float) -> None:
+    def send_mask(self, grid: Grid, num_clients: int, timeout: float, least: int | None = None) -> None:
         """Send mask and settings to every node, once; again to who was going when they came, and is there again. A
         recipe goes out first; a client whose rebuilt mask has another digest is sent the indices themselves.
 
-        Raises FedmaskError where a client cannot take part or does not answer, where two nodes claim one client_id, and
-        where the clients of one task differ in what it means.
+        least: clients without whom nothing begins; the others are left out where they cannot take part or are not there
+        when the time is over. None: all are needed.
+        Raises FedmaskError where too few can take part: where one is not connected or does not answer, has another base
+        model, claims what it may not, and where the clients of one task differ in what it means.
         """
-        deadline, seconds_left = time.monotonic() + timeout, timeout
+        deadline, seconds_left, failed = time.monotonic() + timeout, timeout, dict[int, str]()
         for _ in range(MASK_TRIES):
-            nodes = _await_nodes(grid, num_clients, seconds_left)
-            silent = [node_id for node_id in nodes if node_id not in self._client_ids]
+            nodes = _await_nodes(grid, num_clients, seconds_left, least or num_clients)
+            self._bindings = self._bindings_of(grid)
+            silent = [node_id for node_id in nodes if node_id not in self._client_ids.keys() | failed.keys()]
             self._observer.stage_started(0, "mask", len(silent))
-            failed = self._introduce(grid, silent, 0, seconds_left)
-            if failed:
+            failed |= self._introduce(grid, silent, 0, seconds_left)
+            if failed and least is None:
                 raise FedmaskError(
                     f"{len(failed)} of {len(nodes)} clients cannot take part: {next(iter(failed.values()))}"
                 )
-            if len(self.members) == len(nodes):
-                check_tasks(self.members.values())
-                return
+            if len(self.members) + len(failed) == len(nodes):
+                break
             seconds_left = _seconds_until(deadline)
-        missing = len(nodes) - len(self.members)
-        raise FedmaskError(f"{missing} of {len(nodes)} clients did not answer when they were sent the mask")
+        missing = {node_id for node_id in nodes if node_id not in self._client_ids.keys() | failed.keys()}
+        if least is None:
+            if missing:
+                raise FedmaskError(
+                    f"{len(missing)} of {len(nodes)} clients did not answer when they were sent the mask"
+                )
+            check_tasks(self.members.values())
+            return
+        failed |= dict.fromkeys(missing, "did not answer when it was sent the mask")
+        self._go_on_without(failed, num_clients - len(nodes))
+        self.leave_out(apart(self.members.values()), least)
+
+    def _go_on_without(self, failed: Mapping[int, str], num_absent: int) -> None:
+        """failed: by node id why it cannot take part. num_absent: how many never connected."""
+        for node_id, why in failed.items():
+            binding = self._bindings.get(node_id)
+            self.left_out[f"node {node_id}" if binding is None else f"client {binding.client_id}"] = why
+        if num_absent > 0:
+            self.left_out["not connected"] = f"{num_absent} of the clients that were asked for"
+
+    def leave_out(self, why_by_client: Mapping[int, str], least: int) -> None:
+        """Go on without these clients. Raises FedmaskError where fewer than `least` are left."""
+        for client_id, why in why_by_client.items():
+            member = self.members.pop(client_id)
+            del self._client_ids[member.node_id]
+            self.left_out[f"client {client_id}"] = why
+        if len(self.members) < least:
+            who, why = next(iter(self.left_out.items()))
+            raise FedmaskError(
+                f"server.min_clients={least}: only {len(self.members)} clients can take part; {who}: {why}"
+            )
+        for who, why in self.left_out.items():
+            logging.getLogger("fedmask").warning("the run goes on without %s: %s", who, why)
+
+    def _bindings_of(self, grid: Grid) -> dict[int, Binding]:
+        """By node id what the holder of its key was registered for."""
+        if not self._registry:
+            return {}
+        nodes = ((node.node_id, self._registry.get(node.public_key.decode())) for node in grid.get_nodes())
+        return {node_id: binding for node_id, binding in nodes if binding is not None}
 
     def wait_for_clients(self, grid: Grid, timeout: float) -> None:
         """Until all are connected that were, at most `timeout` seconds: a deployed client may be on its way back."""
         with suppress(FedmaskError):
-            _await_nodes(grid, len(self.members), timeout)
+            _await_nodes(grid, len(self.members), timeout, len(self.members))
 
     # ---- after a resume ----------------------------------------------------------------------------------------
 
@@ -198,6 +257,8 @@ class Exchange:
     def _claimed_id(self, node_id: int, facts: Facts) -> int:
         """The client_id that a node gives as its own. Raises FedmaskError where it cannot be."""
         client_id = whole_number(facts, "client-id")
+        if self._registry:
+            self._check_registered(node_id, client_id)
         if not 0 <= client_id < self._settings.clients:
             raise FedmaskError(f"a node claims client_id {client_id}; there are 0 to {self._settings.clients - 1}")
         if client_id in self.members and self.members[client_id].node_id != node_id:
@@ -208,6 +269,18 @@ class Exchange:
         if self._client_ids.get(node_id, client_id) != client_id:
             raise FedmaskError(f"client {self._client_ids[node_id]} claims to be client {client_id} now")
         return client_id
+
+    def _check_registered(self, node_id: int, client_id: int) -> None:
+        if (binding := self._bindings.get(node_id)) is None:
+            raise FedmaskError(
+                f"node {node_id} claims to be client {client_id}, and its key was registered for no client; register "
+                "it with register_client.py"
+            )
+        if client_id != binding.client_id:
+            raise FedmaskError(
+                f"node {node_id} ({binding.key_name}) is registered as client {binding.client_id}, and claims to be "
+                f"client {client_id}"
+            )
 
     def _check_inputs(self, client_id: int, facts: Facts) -> None:
         """Raises FedmaskError where a client's base model reads or computes otherwise than the server's."""
@@ -225,8 +298,14 @@ class Exchange:
         if mask_digest != self.mask_digest:
             raise FedmaskError(f"client {client_id} has mask {mask_digest}, the server's is {self.mask_digest}")
         member = introduced(client_id, node_id, facts)
+        check_head(member, self._hidden_size)
+        if self._settings.client.head == "shared":
+            check_budget(self._head_sizes, member)
+        if node_id in self._bindings:
+            check_binding(member, self._bindings[node_id])
         if self.members.setdefault(client_id, member) != member:
             raise FedmaskError(f"client {client_id} was {self.members[client_id]}, and says now that it is {member}")
+        self._head_sizes[member.head_layout] = member.head_size
         self._client_ids[node_id] = client_id
         self._held_version.setdefault(client_id, 0)
 
@@ -323,7 +402,7 @@ class Exchange:
             yield reply
 
     def _record_stray(self, server_round: int, node_id: int | None, answer: Answer) -> None:
-        """A message that answers no request, into the ledger; without bytes where it cannot be unpacked."""
+        """What answers no request, into the ledger; without bytes where it cannot be unpacked."""
         client_id = UNKNOWN_CLIENT if node_id is None else self._client_ids.get(node_id, UNKNOWN_CLIENT)
         size = 0
         if answer.reply is not None:
@@ -377,13 +456,16 @@ def _reason(reply: Message) -> str:
     return str(RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}"))
 
 
-def _await_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:
-    """Node ids once all clients are connected: Flower lets nodes register while the server already runs."""
+def _await_nodes(grid: Grid, num_clients: int, timeout: float, least: int) -> list[int]:
+    """Node ids once all clients are connected, or as soon as the time is over where at least so many are: Flower lets
+    nodes register while the server already runs."""
     started = time.monotonic()
     next_notice = started + NOTICE_SECONDS
     while len(nodes := list(grid.get_node_ids())) < num_clients:
         now = time.monotonic()
         if now > started + timeout:
+            if len(nodes) >= least:
+                break
             raise FedmaskError(
                 f"waited {timeout:.0f} s for {num_clients} clients, {len(nodes)} are connected; connect the others "
                 f"(with flwr run: num-supernodes={num_clients})"

@@ -8,16 +8,20 @@ one order. What the classes are called stays with the clients; their number and 
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmask.errors import FedmaskError
 from fedmask.runs.config import shown
+from fedmask.runs.registry import Binding
 from fedmask.tasks.metrics import METRICS
 from fedmask.wire.messages import Facts, whole_number, word
 
 MAX_HEAD_SIZE = 2**22
 """Numbers in a head above which a client's word is not taken for it: the server holds shared heads in memory."""
+
+MAX_HEADS_SIZE = 2**24
+"""Numbers in all shared heads together, one a layout: the server holds each, some codecs twice."""
 
 MAX_TASK_CHARACTERS = 200
 """Of a task's name; each member's is held and shown."""
@@ -81,6 +85,37 @@ def introduced(client_id: int, node_id: int, facts: Facts) -> Member:
     )
 
 
+def check_head(member: Member, hidden_size: int) -> None:
+    """Raises FedmaskError for a head that is not the linear one of the base model and the task's classes."""
+    expected = max(member.num_classes, 1) * (hidden_size + 1)
+    if member.head_size != expected:
+        raise FedmaskError(
+            f"client {member.client_id} has head size {member.head_size}; with {member.num_classes} classes and "
+            f"features of {hidden_size} numbers it would be {expected}; run the same version of fedmask on both"
+        )
+
+
+def check_budget(sizes: Mapping[str, int], member: Member) -> None:
+    """Raises FedmaskError where one more shared head is more than the server holds. sizes: by layout, of the others."""
+    total = sum(sizes.values()) + (0 if member.head_layout in sizes else member.head_size)
+    if total > MAX_HEADS_SIZE:
+        raise FedmaskError(
+            f"client {member.client_id} brings another shared head, and all of them together would have {total:,} "
+            f"numbers, allowed are {MAX_HEADS_SIZE:,}; take client.head=local, or fewer tasks"
+        )
+
+
+def check_binding(member: Member, binding: Binding) -> None:
+    """Raises FedmaskError where a client claims what its key was not registered for."""
+    whose = f"client {member.client_id} ({binding.key_name})"
+    if binding.task is not None and member.task != binding.task:
+        raise FedmaskError(f"{whose} is registered for task {binding.task}, and claims task {member.task}")
+    if binding.max_examples is not None and member.num_examples > binding.max_examples:
+        raise FedmaskError(
+            f"{whose} is registered with at most {binding.max_examples} examples, and claims {member.num_examples}"
+        )
+
+
 def _count(client_id: int, facts: Facts, name: str, low: int, high: int) -> int:
     value = whole_number(facts, name)
     if not low <= value <= high:
@@ -101,22 +136,60 @@ def _short_digest(client_id: int, facts: Facts, name: str) -> str:
 
 
 def check_tasks(members: Iterable[Member]) -> None:
-    """Raises FedmaskError, in one line, where clients of one task differ in metric, classes or the order of classes."""
-    by_task: dict[str, dict[tuple[object, ...], list[Member]]] = defaultdict(lambda: defaultdict(list))
-    sizes: dict[str, Member] = {}
-    for member in sorted(members, key=lambda member: member.client_id):
-        known = sizes.setdefault(member.head_layout, member)
-        if known.head_size != member.head_size:
-            raise FedmaskError(
-                f"clients {known.client_id} and {member.client_id} give one head layout the sizes {known.head_size} "
-                f"and {member.head_size}"
-            )
-        by_task[member.task][_meaning(member)].append(member)
-    differing = {task: list(groups.values()) for task, groups in by_task.items() if len(groups) > 1}
-    if differing:
+    """Raises FedmaskError, in one line, where clients of one task differ in metric, classes or the order of classes, or
+    clients of two tasks have one head."""
+    members = list(members)
+    for groups in _sharing_a_head(members).values():
+        one, other, *_ = (group[0] for group in _by_size(groups))
+        raise FedmaskError(
+            f"client {one.client_id} of task {one.task} and client {other.client_id} of task {other.task} name one "
+            "head layout, which belongs to one task; run the same version of fedmask on both"
+        )
+    if differing := _differing(members):
         first, *others = sorted(differing)
         also = f" (and so do those of {', '.join(others)})" if others else ""
         raise FedmaskError(f"the clients of task {first} do not mean the same by it{also}: {_told(differing[first])}")
+
+
+def apart(members: Iterable[Member]) -> dict[int, str]:
+    """By client_id, of those who mean another thing by their task than most of its clients, what differs."""
+    members = list(members)
+    left_out = {
+        member.client_id: f"names the head of task {most[0].task}, and has task {member.task}"
+        for groups in _sharing_a_head(members).values()
+        for most, *others in [_by_size(groups)]
+        for group in others
+        for member in group
+    }
+    return left_out | {
+        member.client_id: f"does not mean by task {task} what most of its clients do: {_told(groups)}"
+        for task, groups in _differing(each for each in members if each.client_id not in left_out).items()
+        for group in _by_size(groups)[1:]
+        for member in group
+    }
+
+
+def _differing(members: Iterable[Member]) -> dict[str, list[list[Member]]]:
+    """By task the groups that mean the same by it, of the tasks that have more than one."""
+    return _split(members, lambda member: member.task, _meaning)
+
+
+def _sharing_a_head(members: Iterable[Member]) -> dict[str, list[list[Member]]]:
+    """By head layout the groups of one task each, of the layouts that have more than one."""
+    return _split(members, lambda member: member.head_layout, lambda member: (member.task,))
+
+
+def _split(
+    members: Iterable[Member], within: Callable[[Member], str], by: Callable[[Member], tuple[object, ...]]
+) -> dict[str, list[list[Member]]]:
+    groups: dict[str, dict[tuple[object, ...], list[Member]]] = defaultdict(lambda: defaultdict(list))
+    for member in sorted(members, key=lambda member: member.client_id):
+        groups[within(member)][by(member)].append(member)
+    return {name: list(found.values()) for name, found in groups.items() if len(found) > 1}
+
+
+def _by_size(groups: Sequence[Sequence[Member]]) -> list[Sequence[Member]]:
+    return sorted(groups, key=lambda group: (-len(group), group[0].client_id))
 
 
 def _meaning(member: Member) -> tuple[object, ...]:
@@ -125,7 +198,7 @@ def _meaning(member: Member) -> tuple[object, ...]:
 
 def _told(groups: Sequence[Sequence[Member]]) -> str:
     """How the largest group and the one after it differ, and what to do."""
-    most, other, *_ = sorted(groups, key=lambda group: (-len(group), group[0].client_id))
+    most, other, *_ = _by_size(groups)
     (one, ones), (two, twos) = ((group[0], _named(group)) for group in (most, other))
     if (one.num_classes == 0) != (two.num_classes == 0):
         kinds = ("a regression" if each.num_classes == 0 else f"of {each.num_classes} classes" for each in (one, two))

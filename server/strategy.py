@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ from fedmask.masks import Mask
 from fedmask.randomness import seed_for
 from fedmask.runs.checkpoint import ClientRecord, ServerState
 from fedmask.runs.config import ServerConfig, shown
+from fedmask.runs.registry import Binding
 from fedmask.wire.downlink import Downlink, Expected
 from fedmask.wire.ledger import UNKNOWN_CLIENT, Ledger
 from fedmask.wire.messages import Fact, Facts, facts_of, pack, payload_of
@@ -107,12 +109,14 @@ class MaskedAveraging(Strategy):
         ledger: Ledger,
         observer: Observer,
         server: ServerConfig,
+        hidden_size: int,
+        registry: Mapping[str, Binding] | None = None,
         score_every: int = 1,
         score_test: bool = True,
     ) -> None:
         """mask: None for the baseline without a delta. num_clients: how many nodes to wait for.
 
-        score_every: rounds from one scoring on validation to the next.
+        hidden_size, registry: as of `Exchange`. score_every: rounds from one scoring on validation to the next.
         """
         self._settings = settings
         self._server = server
@@ -121,7 +125,7 @@ class MaskedAveraging(Strategy):
         self._clients_per_round = clients_per_round
         self._num_clients = num_clients
         self._observer = observer
-        self._exchange = Exchange(settings, mask, ledger, observer)
+        self._exchange = Exchange(settings, mask, ledger, observer, hidden_size, registry or {})
         self._losses = RoundLosses()
         self._failures: Counter[str] = Counter()
         self._failed: dict[int, str] = {}
@@ -144,6 +148,11 @@ class MaskedAveraging(Strategy):
         return len(set(self._exchange.members) - self._drawn)
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """Who does not take part though it was asked to, and why."""
+        return self._exchange.left_out
+
+    @property
     def held_delta(self) -> NDArray[np.float32]:
         """The global delta as the clients hold it, float32 (k,): what they are scored with."""
         return self._downlink.held("delta", self._exchange.mask_digest, self.state.delta.size)
@@ -151,8 +160,8 @@ class MaskedAveraging(Strategy):
     @property
     def heads(self) -> dict[str, str]:
         """By the digest of its layout the task of each head that the clients have."""
-        members = self._exchange.members
-        return {members[client_id].head_layout: members[client_id].task for client_id in sorted(members)}
+        records = self._records()
+        return {records[client_id].head_layout: records[client_id].task for client_id in sorted(records)}
 
     def arrays(self) -> ArrayRecord:
         """The global delta as the clients hold it, as Flower's record."""
@@ -193,9 +202,15 @@ class MaskedAveraging(Strategy):
             delta=self.state.delta,
             heads=dict(self.state.heads),
             broadcast=self._downlink.broadcast,
-            clients={client_id: self._record_of(member) for client_id, member in self._exchange.members.items()},
+            clients=self._records(),
             inputs_digest=self._settings.inputs_digest,
         )
+
+    def _records(self) -> dict[int, ClientRecord]:
+        """Of the clients that take part, and of those that a resume goes on without: they may be back at the next."""
+        known = {} if self._resumed is None else self._resumed.clients
+        members = self._exchange.members
+        return {**known, **{client_id: self._record_of(member) for client_id, member in members.items()}}
 
     def _record_of(self, member: Member) -> ClientRecord:
         return ClientRecord(
@@ -215,29 +230,44 @@ class MaskedAveraging(Strategy):
         Raises FedmaskError where a client is not what it was.
         """
         with self._exchange.counting_apart() as resent:
-            self._exchange.send_mask(grid, self._num_clients, timeout)
-            self._check_members(state.clients)
+            least = self._least
+            self._exchange.send_mask(grid, self._num_clients, timeout, least)
+            changed = self._changed_members(state.clients)
+            if least is not None:
+                self._exchange.leave_out(
+                    {client: why for client, why in changed.items() if client in state.clients}, least
+                )
+            elif changed:
+                client_id, why = next(iter(changed.items()))
+                raise FedmaskError(f"client {client_id} {why}; resume with the data that the run was begun with")
             self._hand_over(grid, state, timeout)
         self._observer.resumed(state.round, resent)
 
-    def _check_members(self, known: Mapping[int, ClientRecord]) -> None:
+    @property
+    def _least(self) -> int | None:
+        """Clients without whom nothing begins; None: all."""
+        least = self._server.min_clients
+        return None if least is None else min(least, self._num_clients)
+
+    def _changed_members(self, known: Mapping[int, ClientRecord]) -> dict[int, str]:
+        """By client_id, ascending, of those that are not what they were, what has changed."""
         members = self._exchange.members
+        changed = {}
         for client_id in sorted(known.keys() | members.keys()):
             before, now = known.get(client_id), members.get(client_id)
             words = [
                 "no client"
                 if one is None
-                else f"task {one.task}, {one.metric}, head {one.head_layout[:12]}, data {one.data_digest}"
+                else f"task {shown(one.task)}, {one.metric}, head {one.head_layout[:12]}, data {one.data_digest}"
                 for one in (before, now)
             ]
             if words[0] != words[1]:
-                raise FedmaskError(
-                    f"client {client_id} is not what it was when the run stopped: it was {words[0]}, and is "
-                    f"{words[1]}; resume with the data that the run was begun with"
-                )
+                changed[client_id] = f"is not what it was when the run stopped: it was {words[0]}, and is {words[1]}"
+        return changed
 
     def _hand_over(self, grid: Grid, state: ServerState, timeout: float) -> None:
-        held = {client_id: state.clients[client_id].held_version for client_id in sorted(state.clients)}
+        members = self._exchange.members
+        held = {client: record.held_version for client, record in sorted(state.clients.items()) if client in members}
         # Version 0 are zeros, which nobody has to be sent.
         holders = [client_id for client_id, version in held.items() if version and self._settings.exchanges_delta]
         requests = (
@@ -268,11 +298,13 @@ class MaskedAveraging(Strategy):
         result = Result()
         result.arrays = initial_arrays
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        # Where some may be left out, nobody waits an hour for them.
+        patience = timeout if self._least is not None else max(timeout, SETUP_SECONDS)
         if self._resumed is None:
-            self._exchange.send_mask(grid, self._num_clients, max(timeout, SETUP_SECONDS))
+            self._exchange.send_mask(grid, self._num_clients, patience, self._least)
             self._evaluate_on_server(evaluate_fn, 0, result)
         else:
-            self._introduce_again(grid, self._resumed, max(timeout, SETUP_SECONDS))
+            self._introduce_again(grid, self._resumed, patience)
         for server_round in range(self.state.version + 1, num_rounds + 1):
             started = time.perf_counter()
             self._failures.clear()
@@ -374,6 +406,7 @@ class MaskedAveraging(Strategy):
         rule = RULES[self._server.combine]
         combined: dict[tuple[str, str], dict[str, Combination]] = {}
         """By name and layout, and by task where the rule works within tasks."""
+        sizes: dict[tuple[str, str], int] = {}
         self._losses.clear()
         accepted = []
         for reply in replies:
@@ -389,6 +422,7 @@ class MaskedAveraging(Strategy):
             self._note_lost_state(server_round, member.client_id, facts)
             for vector in vectors:
                 by_task = combined.setdefault((vector.name, vector.layout_digest), {})
+                sizes[(vector.name, vector.layout_digest)] = vector.values.size
                 task = member.task if rule.within_tasks else ""
                 if task not in by_task:
                     by_task[task] = rule.start(vector.values.size, self._server.trim)
@@ -397,7 +431,8 @@ class MaskedAveraging(Strategy):
         if len(accepted) < self._server.min_replies:
             raise self._too_few(server_round, len(accepted))
         for (name, layout_digest), by_task in combined.items():
-            self._step(name, layout_digest, average_over_tasks(list(by_task.values())))
+            everyone = partial(rule.start, sizes[(name, layout_digest)], self._server.trim)
+            self._step(name, layout_digest, average_over_tasks(list(by_task.values()), everyone))
         self.state.version = server_round
         self._downlink.advance(server_round, self._vectors_by_key())
         # Only now: a client whose round does not count goes on from where it was before.
@@ -431,6 +466,12 @@ class MaskedAveraging(Strategy):
         if norm > limit:
             raise RejectedMessage("too-large", f"the update has norm {norm:.6g}, allowed is {limit:g}")
         num_examples = _number(facts, "num-examples", 1, MAX_EXAMPLES)
+        if num_examples > member.num_examples:
+            raise RejectedMessage(
+                "bad-num-examples",
+                f"num-examples is {num_examples:,.10g}, it was {member.num_examples:,} at the set-up",
+            )
+        num_examples = min(num_examples, self._server.max_examples or num_examples)
         train_loss = _number(facts, "train-loss", 0, MAX_LOSS)
         if self._server.clip_norm is not None:
             values = clipped([vector.values for vector in vectors], self._server.clip_norm)

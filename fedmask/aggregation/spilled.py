@@ -40,6 +40,14 @@ class SpilledVectors:
             ) from error
         self.num_vectors += 1
 
+    def rows(self) -> Iterator[NDArray[np.float32]]:
+        """The vectors, (k,) each, in the order in which they were appended."""
+        if self.num_vectors:
+            empty = np.empty((self.num_vectors, 0), np.float32)
+            yield from (
+                np.memmap(self._file, np.float32, "r", shape=(self.num_vectors, self._size)) if self._size else empty
+            )
+
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float64]]]:
         """Columns and the vectors' values in them, float64 (n, width), -0.0 made 0.0; blocks cover 0..k in order.
 

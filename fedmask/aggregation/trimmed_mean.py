@@ -6,6 +6,7 @@ client counts alike, for a number of examples is a claim. Needs all vectors at o
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,10 @@ class TrimmedMean:
     def add(self, values: NDArray[np.float32], weight: float) -> None:
         """weight is not used."""
         self._vectors.append(values)
+
+    def vectors(self) -> Iterator[NDArray[np.float32]]:
+        """Those added so far, in that order."""
+        return self._vectors.rows()
 
     def result(self) -> NDArray[np.float64]:
         """float64 (k,), the same bits in whatever order the vectors came. Raises FedmaskError for none."""

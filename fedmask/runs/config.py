@@ -349,9 +349,9 @@ class ServerConfig:
     ]
     combine: Annotated[
         str,
-        "How updates become one; median and trimmed_mean work within each task's clients, each counting alike, take "
-        "the mean of the tasks by their clients, protect tasks of three clients or more, and hold all updates, on disk "
-        "in TMPDIR",
+        "How updates become one; median and trimmed_mean work within each task's clients, each counting alike, or over "
+        "all clients for a task of fewer than three, take the mean of the tasks by their clients, and hold all "
+        "updates, on disk in TMPDIR",
         _one_of(
             mean="weighted by examples, over all clients, none held",
             median="of each entry",
@@ -372,6 +372,17 @@ class ServerConfig:
         float | None,
         "L2 norm of an update, its vectors together, above which it is rejected",
         _or_null(_POSITIVE, "1e30: above, sums would overflow"),
+    ]
+    max_examples: Annotated[
+        int | None,
+        "Examples that a client's update weighs by at most, whatever it says it has",
+        _or_null(_whole(1), "as many as it says"),
+    ]
+    min_clients: Annotated[
+        int | None,
+        "Clients that a start or a resume needs: it goes on without who has not been set up within "
+        "server.timeout_seconds, and names them",
+        _or_null(_whole(1), "all of them"),
     ]
     min_replies: Annotated[int, "Usable updates without which a round of training does not count", _whole(1)]
     max_retries: Annotated[int, "How often such a round is repeated before the run is stopped", _whole(0)]
@@ -676,6 +687,9 @@ def _client_counts(values: Mapping[str, Any]) -> Iterator[str]:
     if clients is not None and drawn is not None and drawn > clients:
         yield f"clients_per_round={drawn}: more than there are, clients={clients}; must be at most that, or null (all)"
     yield from _min_replies(values)
+    least = values.get("server.min_clients")
+    if clients is not None and least is not None and least > clients:
+        yield f"server.min_clients={least}: more than there are, clients={clients}; must be at most that, or null (all)"
     if clients is not None and tasks is not None and clients < len(tasks):
         yield f"clients={clients}: fewer than the {len(tasks)} tasks of data.tasks; every task needs a client"
 
@@ -773,6 +787,8 @@ ADDED_LATER: Mapping[str, object] = {
     "data.label": None,
     "data.classes": None,
     "mask.key_biases": True,
+    "server.max_examples": None,
+    "server.min_clients": None,
 }
 """Keys that the config.yaml of an older run lacks, and the value that each had before it was a key; an option of mask
 rules had it where the run's rule takes it, and is not given elsewhere."""

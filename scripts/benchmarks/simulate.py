@@ -173,7 +173,15 @@ def exchange_vectors(engine: str, size: int, num_rounds: int) -> Turn:
     observer = _Timing(num_rounds, ledger)
     with _grid(engine, idle_app, size) as grid:
         strategy = MaskedAveraging(
-            settings_for(config), _mask(), None, size, ledger, observer, config.server, score_every=num_rounds + 3
+            settings_for(config),
+            _mask(),
+            None,
+            size,
+            ledger,
+            observer,
+            config.server,
+            hidden_size=64,  # of the tiny model, as in the clients' introductions
+            score_every=num_rounds + 3,
         )
         with suppress(_EnoughRounds):
             strategy.start(grid, strategy.arrays(), num_rounds + 2)

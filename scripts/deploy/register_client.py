@@ -1,8 +1,10 @@
 """Let a client take part, on the server while it runs:
 
-    python scripts/deploy/register_client.py folder=DIR key=client.pub
+    python scripts/deploy/register_client.py folder=DIR key=client.pub client_id=N [task=NAME] [max_examples=N]
 
 folder: the server's. key: what `make_keys.py client` made on the client; nobody without the key beside it gets in.
+client_id, task, max_examples: what the holder of the key may claim to be, to train on, and to have; a run refuses a
+client that claims anything else. Given again for a key, they are what it may claim from the next run on.
 """
 
 import sys
@@ -14,25 +16,64 @@ import preparation  # noqa: F401
 
 # isort: split
 import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from deploy import flower
 from deploy.arguments import read_arguments, told_in_one_line
 from deploy.make_keys import CLIENT_PUBLIC_KEY
 from fedmask.errors import FedmaskError
+from fedmask.runs.registry import FILE, Binding, bind
 
 
 def main(arguments: list[str]) -> None:
-    given = read_arguments(arguments, ("folder", "key"), required=("folder", "key"), paths=("folder", "key"))
+    known = ("folder", "key", "client_id", "task", "max_examples")
+    given = read_arguments(arguments, known, required=known[:3], paths=known[:2])
     environment = flower.environment_of(given["folder"])
     key = Path(given["key"])
     if not key.is_file():
         raise FedmaskError(f"key={key}: there is no such file")
     if key.read_bytes().startswith(b"-----BEGIN"):
         raise FedmaskError(f"key={key}: a private key, which stays with its client; give its {CLIENT_PUBLIC_KEY}")
+    binding = Binding(
+        key.name, _whole(given, "client_id", 0), given.get("task"), _whole(given, "max_examples", 1, optional=True)
+    )
+    # Before it can connect: a client that nothing binds could claim anything.
+    bind(Path(given["folder"]) / FILE, _as_flower_knows_it(key), binding)
     done = subprocess.run(flower.register(key), env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise FedmaskError(f"key={key}: not registered: {' '.join((done.stderr or done.stdout).split())}")
-    print(f"{key}: may take part")
+    said = " ".join((done.stderr or done.stdout).split())
+    if done.returncode != 0 and "already in use" not in said:
+        raise FedmaskError(f"key={key}: not registered: {said}")
+    examples = "" if binding.max_examples is None else f", with at most {binding.max_examples} examples"
+    task = "" if binding.task is None else f", for task {binding.task}"
+    print(f"{key}: may take part as client {binding.client_id}{task}{examples}")
+
+
+def _whole(given: Mapping[str, str], name: str, least: int, optional: bool = False) -> Any:
+    text = given.get(name)
+    if text is None and optional:
+        return None
+    if text is None or not text.isdecimal() or int(text) < least:
+        raise FedmaskError(f"{name}={text}: must be a whole number of at least {least}")
+    return int(text)
+
+
+def _as_flower_knows_it(key: Path) -> str:
+    """Raises FedmaskError where it is no public key of an elliptic curve."""
+    try:
+        public = serialization.load_ssh_public_key(key.read_bytes())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise FedmaskError(
+            f"key={key}: no public key; give what make_keys.py client made, its {CLIENT_PUBLIC_KEY}"
+        ) from error
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise FedmaskError(f"key={key}: a key of another kind; give what make_keys.py client made")
+    return public_key_to_bytes(public).decode()
 
 
 if __name__ == "__main__":

@@ -155,7 +155,35 @@ def test_tasks_are_averaged_by_their_clients(rule: str) -> None:
             combination.add(np.array([value], np.float32), 10)
         return combination
 
-    assert average_over_tasks([of(1, 2, 3), of(10)]) == [(3 * 2 + 1 * 10) / 4]
+    assert average_over_tasks([of(1, 2, 3), of(10, 20, 30, 40)], of) == [(3 * 2 + 4 * 25) / 7]
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_a_task_that_nobody_else_has_is_no_way_around_the_rule(rule: str) -> None:
+    """One of eight vectors, under a task of its own, moves the result by no more than it would within another's."""
+    honest = [float(value) for value in range(7)]
+
+    def of(*values: float) -> Combination:
+        combination = RULES[rule].start(1, 0.1)
+        for value in values:
+            combination.add(np.array([value], np.float32), 10)
+        return combination
+
+    (alone,) = average_over_tasks([of(*honest), of(1e20)], of)
+    assert min(honest) <= alone <= max(honest)
+    (two,) = average_over_tasks([of(*honest[:5]), of(*honest[5:]), of(1e20)], of)
+    assert min(honest) <= two <= max(honest)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_tasks_of_few_clients_alone_are_combined_as_one(rule: str) -> None:
+    def of(*values: float) -> Combination:
+        combination = RULES[rule].start(1, 0.1)
+        for value in values:
+            combination.add(np.array([value], np.float32), 10)
+        return combination
+
+    assert average_over_tasks([of(1, 2), of(30)], of) == of(1, 2, 30).result() == average_over_tasks([of(1, 2, 30)], of)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -163,7 +191,7 @@ def test_of_a_task_alone_not_a_bit_is_changed(rule: str) -> None:
     combination = RULES[rule].start(1000, 0.1)
     for row in np.random.default_rng(0).standard_normal((7, 1000)).astype(np.float32):
         combination.add(row, 10)
-    assert average_over_tasks([combination]).tobytes() == combination.result().tobytes()
+    assert average_over_tasks([combination], lambda: combination).tobytes() == combination.result().tobytes()
 
 
 @given(st.lists(stn.arrays(np.float32, st.integers(0, 20), elements=finite), max_size=3))

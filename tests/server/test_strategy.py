@@ -495,7 +495,9 @@ def test_flowers_evaluate_fn_sees_the_delta_before_the_first_round_and_after_eac
     grid.keep_client_state_in(tmp_path / "clients")
     mask = select_mask(config, base)
     config = with_rate(config, mask)
-    strategy = MaskedAveraging(settings_for(config), mask, None, 4, Ledger(), plain_run.watched, config.server)
+    strategy = MaskedAveraging(
+        settings_for(config), mask, None, 4, Ledger(), plain_run.watched, config.server, base.hidden_size
+    )
     seen: dict[int, np.ndarray] = {}
 
     def evaluate_fn(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
