@@ -27,8 +27,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## fine-tune MiniLM over ten clients with five tasks, beside the frozen encoder; a few minutes
 	$(VENV)/bin/python scripts/simulate.py experiment=demo
 
+# Two processes, each with whole files, in their order: the slowest, which start servers, come first.
+IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)  ## the whole test suite
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(IN_TWO)
 
 check: $(READY)  ## formatting, lint and types
 	$(VENV)/bin/ruff format --check .

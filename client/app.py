@@ -38,6 +38,7 @@ from fedmask.randomness import seed_for
 from fedmask.runs.client_file import ClientFile, read_client_file
 from fedmask.tasks.partition import ClientData, notes_for
 from fedmask.training.evaluation import count
+from fedmask.training.fitness_checks import check_token_types
 from fedmask.training.head import HeadLayout, HeadOrigin
 from fedmask.training.local import LocalResult, LocalSettings, train_delta_and_head, train_head
 from fedmask.training.reparametrisation import BiasNetworks, Direct, Reparametrisation
@@ -90,8 +91,13 @@ class Client:
     def origin(self) -> HeadOrigin:
         """Of the head that this client trains."""
         base, settings = self.run.texts.base, self.run.settings
-        pairs = self.data.task.train.text_b is not None
-        return HeadOrigin(base.name, base.digest, base.inputs, settings.run_digest, settings.data.max_length, pairs)
+        facts = settings.run_digest, settings.data.max_length, self.has_pairs
+        return HeadOrigin(base.name, base.digest, base.inputs, *facts)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its texts are pairs."""
+        return self.data.task.train.text_b is not None
 
 
 @app.query("mask")
@@ -111,6 +117,7 @@ def receive_mask(message: Message, context: Context) -> Message:
         return Message(pack(facts=refusal), reply_to=message)
     context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context, own)
+    check_token_types(run.texts.base, client.has_pairs)
     if own is not None:
         for note in notes_for([client.data], run.settings.data.examples_per_client):
             _log().warning("client %d, %s", client.data.client_id, note)

@@ -19,6 +19,7 @@ from fedmask.merged.facts import MergedFacts
 from fedmask.merged.fit import check_folder
 from fedmask.merged.folder import HEAD_FILE
 from fedmask.models import load_base
+from fedmask.tasks.checks import check_text
 from fedmask.tasks.task import Split
 from fedmask.training.head import HeadLayout, load_head, load_head_origin
 from fedmask.training.text import encode, longest_input, tokenize
@@ -95,6 +96,8 @@ class Classifier:
                 raise FedmaskError(
                     f"text {row}: {text!r} is not a {'pair of texts' if pairs else 'text'} like the first"
                 )
+            for part in (text,) if isinstance(text, str) else text:
+                check_text(part, f"text {row}")
         if self._pairs is not None and pairs != self._pairs:
             wanted = "pairs of texts: classifier([(first, second)])" if self._pairs else "single texts"
             raise FedmaskError(f"the head of {self.task} is for {wanted}")

@@ -141,7 +141,9 @@ def _value(override: str, groups: Collection[str]) -> object:
         raise FedmaskError(unknown_key(key, text, _known(groups)))
     if key in NAMED_BY.values():
         group = key.partition(".")[0]
-        raise FedmaskError(f"{shown(override)}: comes with the file that {group}=NAME takes; write {group}={text}")
+        raise FedmaskError(
+            f"{shown(override)}: comes with the file that {group}=NAME takes; write {group}={shown(text)}"
+        )
     if KEYS[key].allowed.kind in ("text", "path") and not text.startswith(("'", '"')):
         return None if text == "null" else text
     return _parsed(override, text)

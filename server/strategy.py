@@ -175,7 +175,8 @@ class MaskedAveraging(Strategy):
     def resume(self, state: ServerState) -> None:
         """Before `start`: go on after the last round of another process of this run.
 
-        Raises FedmaskError where that one had another mask, or a base model with another tokenizer or other settings.
+        Raises FedmaskError where that one had another mask, a base model with another tokenizer, other settings or
+        other weights, or another configuration.
         """
         if state.mask_digest != self._exchange.mask_digest or state.delta.size != self.state.delta.size:
             raise FedmaskError(
@@ -187,6 +188,12 @@ class MaskedAveraging(Strategy):
                 "the run was begun with a base model of another tokenizer or other settings (inputs digest "
                 f"{state.inputs_digest[:12]}, this one's is {self._settings.inputs_digest[:12]}); resume it where its "
                 "base model is"
+            )
+        if state.run_digest and state.run_digest != self._settings.run_digest:
+            raise FedmaskError(
+                "the run was begun with other weights of the base model, or its config.yaml has been edited since "
+                f"(run digest {state.run_digest}, this one's is {self._settings.run_digest}); put back what it was "
+                "begun with"
             )
         self._resumed = state
         self.state = GlobalState(state.delta, dict(state.heads), version=state.round)
@@ -204,6 +211,7 @@ class MaskedAveraging(Strategy):
             broadcast=self._downlink.broadcast,
             clients=self._records(),
             inputs_digest=self._settings.inputs_digest,
+            run_digest=self._settings.run_digest,
         )
 
     def _records(self) -> dict[int, ClientRecord]:

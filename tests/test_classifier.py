@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,10 +235,17 @@ def test_a_head_model_or_tokenizer_that_was_not_merged_there_is_refused(tiny: Ba
     (again / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     with pytest.raises(FedmaskError, match=r"than the model that was merged into .*again.*: hidden_act relu instead"):
         load_classifier(again)
-    for section in ([], {"max_length": 3}, {**config["fedmask"], "max_length": "x"}, {**config["fedmask"], "more": 1}):
+    wrong = [{name: value} for name, value in {"max_length": "x", "more": 1, "inputs": 3, "pairs": "yes"}.items()]
+    for section in ([], {"max_length": 3}, *({**config["fedmask"], **each} for each in wrong)):
         (again / "config.json").write_text(json.dumps(config | {"fedmask": section}))
         with pytest.raises(FedmaskError, match=r"^config\.json: .*; merge again$"):
             load_classifier(again)
+
+
+@pytest.mark.parametrize("texts", [["a", "b\ud800"], [("a", "b"), ("\ud800", "c")]])
+def test_half_a_character_is_told(topics: tuple[Path, np.ndarray], texts: list[Any]) -> None:
+    with pytest.raises(FedmaskError, match=r"^text 1: a text has half of a surrogate pair"):
+        load_classifier(topics[0])(texts)
 
 
 @pytest.mark.parametrize("texts", [["a", ("b", "c")], [("a", "b"), "c"], [1], [("a", "b", "c")], [("a", "b"), ("c",)]])

@@ -5,9 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmask.errors import FedmaskError
+from fedmask.tasks.checks import short
 
 SECTION = "fedmask"
 """The key of config.json under which the facts stand."""
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "base_name": (str,),
+    "base_digest": (str,),
+    "inputs": (dict,),
+    "run": (str, type(None)),
+    "digest": (str,),
+    "stand_in_id": (int,),
+    "task": (str, type(None)),
+    "pairs": (bool, type(None)),
+}
+"""What each fact but the length may be."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,9 @@ class MergedFacts:
             facts = MergedFacts(**section)
         except TypeError as error:
             raise FedmaskError(f"config.json: its section {SECTION} is damaged ({error}); merge again") from error
+        for name, types in _TYPES.items():
+            if type(value := getattr(facts, name)) not in types:
+                raise FedmaskError(f"config.json: {SECTION}.{name} is {short(value)}; merge again")
         if type(facts.max_length) is not int or facts.max_length < 1:
             raise FedmaskError(f"config.json: {SECTION}.max_length is {facts.max_length!r}, no length; merge again")
         return facts

@@ -28,6 +28,13 @@ FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 _TORCH_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
+_TODAY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_OLD_SPELLING = re.compile("|".join(map(re.escape, _TODAY)))
+"""The first BERT checkpoints', which transformers reads as today's names."""
+
+_DEEP = 2
+"""Dots in the name of a module that is surely one of the encoder's layers, such as `encoder.layer.0`."""
+
 NAMES_TOLD = 3
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -80,7 +87,10 @@ def _lost_precision(encoder: nn.Module, stored: Mapping[str, str]) -> torch.dtyp
 
 
 def not_a_model(location: str, error: Exception) -> FedmaskError:
-    return FedmaskError(f"{location}: not a model folder with safetensors and a tokenizer ({cause_line(error)})")
+    return FedmaskError(
+        f"{location}: not a model folder with safetensors and a tokenizer ({cause_line(error)}); fetch the model "
+        "again, or mend what its config.json says"
+    )
 
 
 def _refuse_adapter(source: Source) -> None:
@@ -131,6 +141,11 @@ def _check_tensors(location: str, encoder: nn.Module, loading: Mapping[str, Any]
             f"{location}: {name} has shape {_shape(found)} in the checkpoint and {_shape(expected)} by config.json, as "
             f"one of {len(other)} such tensors; the two are not of one model, fetch both again"
         )
+    if (twice := _named_twice(stored, prefix)) is not None:
+        raise FedmaskError(
+            f"{location}: the checkpoint holds {twice[0]} and {twice[1]}, which are one tensor of its {kind}; which of "
+            "them is meant cannot be told: take one out"
+        )
     missing = [name for name in loading["missing_keys"] if not _is_unread(name)]
     if missing and parameters.keys() <= set(loading["missing_keys"]):
         raise FedmaskError(f"{location}: none of the {len(parameters)} tensors of its {kind} are there")
@@ -155,6 +170,16 @@ def _check_tensors(location: str, encoder: nn.Module, loading: Mapping[str, Any]
         )
 
 
+def _named_twice(stored: Iterable[str], prefix: str) -> tuple[str, str] | None:
+    """Two names of one tensor: with and without the prefix of a task's model, or in an old spelling and in today's."""
+    names: dict[str, str] = {}
+    for name in sorted(stored):
+        today = _OLD_SPELLING.sub(lambda found: _TODAY[found[0]], name.removeprefix(prefix))
+        if (other := names.setdefault(today, name)) != name:
+            return other, name
+    return None
+
+
 def _is_unread(name: str) -> bool:
     """Whether no feature comes from it, or a model computes it."""
     return "pooler" in name.split(".") or _COMPUTED.search(name) is not None
@@ -165,7 +190,15 @@ def _is_of_encoder(name: str, encoder: nn.Module, prefix: str, stored: Mapping[s
     if _is_unread(name) or stored.get(name, FLOATS[0]) not in FLOATS:
         return False
     parts = {child for child, _ in encoder.named_children()} | set(encoder._parameters)
-    return name.startswith(prefix) or name.split(".")[0] in parts
+    return name.startswith(prefix) or name.split(".")[0] in parts or _is_beside_a_layer(name, encoder)
+
+
+def _is_beside_a_layer(name: str, encoder: nn.Module) -> bool:
+    """Whether a part of the encoder's layers stands in the name, as in an adapter's tensors or a second copy."""
+    parts = name.split(".")
+    modules = {module for module, _ in encoder.named_modules() if module.count(".") >= _DEEP}
+    spans = (".".join(parts[start:end]) for start in range(1, len(parts)) for end in range(start + 1, len(parts)))
+    return not modules.isdisjoint(spans)
 
 
 def _told(names: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ _OUTPUTS_DO_NOT_DEPEND = re.compile(
 )
 """Names of settings of training, of heads and poolers, and of how a result is computed."""
 
-_PROBES = (
+PROBES = (
     "Two Trains, 12.30 h: l'\u00e9t\u00e9 d\u00e9j\u00e0 VU! don't re-use_it 1,000",
     "e\u0301 \uff21\ufb01 \u00df \u0130I\u0131  two  blanks\tand a tab",
     "\u6771\u4eac\u3078 \uc548\ub155 \u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u0639 \U0001f600",
@@ -138,8 +138,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         "padding": tokenizer.pad_token_id,
         "truncation": tokenizer.truncation_side,
         "splits specials": bool(getattr(tokenizer, "split_special_tokens", False)),
-        "single": [_encoded(tokenizer, text) for text in _PROBES],
-        "pair": _encoded(tokenizer, *_PROBES[:2]),
+        "single": [_encoded(tokenizer, text) for text in PROBES],
+        "pair": _encoded(tokenizer, *PROBES[:2]),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
 from fedmask.errors import FedmaskError, cause_line
+from fedmask.models.identity import PROBES
 from fedmask.models.sources import bundled_minilm, in_hub_cache
 
 TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece", "bpe")
@@ -49,6 +50,13 @@ def tokenizer_at(location: str, local_files_only: bool) -> PreTrainedTokenizerBa
         raise FedmaskError(
             f"{location}: no tokenizer files there that know a word; save the model's tokenizer beside it"
         )
+    try:
+        for text in PROBES:
+            tokenizer(text)
+    except Exception as error:  # as of a vocabulary without its word for unknown ones
+        raise FedmaskError(
+            f"{location}: its tokenizer cannot read every text ({cause_line(error)}); fetch the model's own again"
+        ) from error
     return tokenizer
 
 

@@ -65,6 +65,8 @@ class ServerState:
     """By client_id."""
     inputs_digest: str = ""
     """`BaseModel.inputs_digest`; empty where an older version wrote the checkpoint."""
+    run_digest: str = ""
+    """`Settings.run_digest`, of base model and configuration; empty as above."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "round": state.round,
         "mask_digest": state.mask_digest,
         "inputs_digest": state.inputs_digest,
+        "run_digest": state.run_digest,
         "num_changes": len(state.broadcast.changes),
         "clients": [[client_id, *_row(record)] for client_id, record in state.clients.items()],
         "seconds": checkpoint.seconds,
@@ -133,6 +136,7 @@ def _load(path: Path) -> Checkpoint:
             broadcast=_broadcast(facts, vectors),
             clients={row[0]: ClientRecord(*row[1:]) for row in facts["clients"]},
             inputs_digest=facts.get("inputs_digest", ""),
+            run_digest=facts.get("run_digest", ""),
         )
         return Checkpoint(state, facts["seconds"], facts["file_bytes"])
     except (KeyError, IndexError, TypeError) as error:  # whole, but not as this version writes it

@@ -135,6 +135,12 @@ class RunFolder:
         """
         checkpoint = load_checkpoint(self.checkpoints)
         if checkpoint is None:
+            # A kill may come between a run's first line and its first checkpoint, but no later.
+            if self._num_rounds() > 1 or (self.path / SUMMARY).exists():
+                raise FedmaskError(
+                    f"{self.checkpoints}: there is no checkpoint of a run that has finished rounds; put the folder "
+                    "back, or start again with overwrite=true"
+                )
             return None
         if checkpoint.state.round > config.rounds:
             raise FedmaskError(

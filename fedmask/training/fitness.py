@@ -16,7 +16,7 @@ from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
 from fedmask.masks import Mask
 from fedmask.models import BaseModel
-from fedmask.training.fitness_checks import check_features, check_gradient, check_ids, texts_to_check
+from fedmask.training.fitness_checks import check_features, check_gradient, check_ids, check_token_types, texts_to_check
 from fedmask.training.token_cache import cache_folder
 
 _FORMAT = "fedmask fitness 1"
@@ -45,6 +45,7 @@ def check_fitness(base: BaseModel, mask: Mask | None, max_length: int) -> dict[s
 
 def _check(base: BaseModel, mask: Mask | None, max_length: int) -> dict[str, int]:
     check_ids(base)
+    check_token_types(base, pairs=False)
     tokens = texts_to_check(base, max_length)
     check_features(base, tokens)
     return {} if mask is None else check_gradient(base, mask, tokens)

@@ -6,6 +6,7 @@ In: a base model, texts of three lengths, a mask. Out: which of the mask's tenso
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,15 @@ from fedmask.models import BaseModel
 from fedmask.tasks.task import Split
 from fedmask.training.delta import SelectedEntries
 from fedmask.training.gradient import SelectedGradient
-from fedmask.training.text import TokenizedSplit, mean_over_tokens, mean_pooled, padding_id, tokenize
+from fedmask.training.text import (
+    TokenizedSplit,
+    mean_over_tokens,
+    mean_pooled,
+    padding_id,
+    takes_token_types,
+    tokenize,
+    type_vocabulary,
+)
 
 TEXT = "A short text, and then some more of it: 12 words that mean little."
 
@@ -63,6 +72,27 @@ def check_ids(base: BaseModel) -> None:
                 f"model {base.name}: {what}, is {token_id}, and the embeddings have rows for 0 to {rows - 1} only; "
                 "take the tokenizer that belongs to the model, or make the embeddings larger (resize_token_embeddings)"
             )
+
+
+@lru_cache(maxsize=4)  # once for the many clients of a process
+def check_token_types(base: BaseModel, pairs: bool) -> None:
+    """The model has an embedding for each token type that its tokenizer gives; of a pair both texts are read.
+
+    pairs: whether texts are pairs.
+    """
+    second = ("Another.", "And yet some other words.") if pairs else ()
+    read = [base.tokenizer(TEXT, text, return_token_type_ids=True) for text in second or (None,)]
+    if pairs and read[0]["input_ids"] == read[1]["input_ids"]:
+        raise FedmaskError(
+            f"model {base.name}: its tokenizer leaves out the second text of a pair; take the model's own tokenizer, "
+            "or another model"
+        )
+    largest, rows = max(read[0]["token_type_ids"], default=0), type_vocabulary(base.encoder)
+    if takes_token_types(base.encoder) and largest >= rows:
+        raise FedmaskError(
+            f"model {base.name}: its tokenizer gives tokens the type {largest}, and the model has types 0 to "
+            f"{rows - 1} only; take the tokenizer that belongs to the model"
+        )
 
 
 def _embedding_rows(encoder: nn.Module) -> int | None:

@@ -122,7 +122,7 @@ def stand_in_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def takes_token_types(encoder: nn.Module) -> bool:
     """Whether the model tells the first text of a pair from the second."""
-    return "token_type_ids" in inspect.signature(encoder.forward).parameters and _type_vocabulary(encoder) > 1
+    return "token_type_ids" in inspect.signature(encoder.forward).parameters and type_vocabulary(encoder) > 1
 
 
 def check_length(encoder: nn.Module, max_length: int) -> None:
@@ -140,7 +140,7 @@ def longest_input(encoder: nn.Module) -> float:
     return positions if padding is None else positions - padding - 1
 
 
-def _type_vocabulary(encoder: nn.Module) -> int:
+def type_vocabulary(encoder: nn.Module) -> int:
     return int(getattr(encoder.config, "type_vocab_size", 0))
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: what may lack and what may be left over, and one line by name for all that may not."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,40 @@ def relative_positions(tensors: Tensors) -> Tensors:
 
 def other_prefix(tensors: Tensors) -> Tensors:
     return {f"module.{name}" if "layer.1" in name else name: tensor for name, tensor in tensors.items()}
+
+
+def with_prefix_too(tensors: Tensors) -> Tensors:
+    name = "encoder.layer.0.attention.self.query.weight"
+    return tensors | {f"bert.{name}": torch.zeros_like(tensors[name])}
+
+
+def with_old_spelling_too(tensors: Tensors) -> Tensors:
+    return tensors | {"embeddings.LayerNorm.gamma": torch.zeros_like(tensors["embeddings.LayerNorm.weight"])}
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (with_prefix_too, r"bert\.encoder\.layer\.0\..*query\.weight and encoder\.layer\.0\..*query\.weight"),
+        (with_old_spelling_too, r"embeddings\.LayerNorm\.gamma and embeddings\.LayerNorm\.weight"),
+    ],
+)
+def test_a_tensor_under_two_names_is_refused(
+    bert: Any, change_tensors: Callable[..., Path], change: Callable[[Tensors], Tensors], names: str
+) -> None:
+    assert re.match(
+        f"the checkpoint holds {names}, which are one tensor of its bert;", refusal(change_tensors(bert(), change))
+    )
+
+
+@pytest.mark.parametrize("before", ["base_model.model.", "ema."])
+@pytest.mark.parametrize("end", ["lora_A.weight", "weight"])
+def test_an_adapters_tensors_and_a_second_copy_are_told_by_name(
+    bert: Any, change_tensors: Callable[..., Path], before: str, end: str
+) -> None:
+    name = f"{before}encoder.layer.0.attention.self.query.{end}"
+    folder = change_tensors(bert(), lambda tensors: tensors | {name: torch.ones(4, 32)})
+    assert refusal(folder).startswith(f"{HOLDS}that config.json does not describe, {name}; ")
 
 
 def whole_numbers(tensors: Tensors) -> Tensors:

@@ -125,3 +125,21 @@ def test_the_small_tokenizer_reads_any_english_and_survives_its_file(tmp_path: P
     )
     tokenizer.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids
+
+
+def test_a_tokenizer_that_cannot_read_every_text_is_told(bert: Any, edit: Callable[..., Path]) -> None:
+    folder = bert()
+    edit(
+        folder / "tokenizer.json",
+        model={
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "vocab": {"a": 0, "b": 1},
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
+    )
+    with pytest.raises(
+        FedmaskError, match=r": its tokenizer cannot read every text \(.*UNK.*\); fetch the model's own"
+    ):
+        load_base("own", path=str(folder))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hydra import compose as hydra_compose
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
@@ -494,6 +494,7 @@ VALUES = st.text(max_size=8) | st.text("[]{}()'\"\\,:=~$ae1.-/", max_size=10) | 
 
 @settings(max_examples=25, deadline=None)  # each example composes once or twice
 @given(st.lists(st.builds("{}={}".format, WORDS, VALUES), max_size=4))
+@example(["model.name=\U00018cd6"])
 def test_any_command_line_is_a_configuration_or_lines(overrides: list[str]) -> None:
     faults: tuple[str, ...] = ("none",)
     try:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message
+from safetensors.torch import load_file, save_file
 
 import client.process
 from client.app import app as client_app
@@ -25,7 +27,7 @@ from faults.dying import die_in_write
 from faults.left import left_by
 from faults.malformed import rewrite
 from fedmask.errors import FedmaskError
-from fedmask.models import load_base
+from fedmask.models import BaseModel, load_base
 from fedmask.runs.checkpoint import load_checkpoint
 from fedmask.sealed_file import read_sealed, write_sealed
 from fedmask.wire.messages import facts_of
@@ -334,6 +336,47 @@ def test_a_run_is_not_resumed_with_another_tokenizer_but_from_an_older_checkpoin
     in_a_new_process()
     federate(*MODES["local heads"], output=output, resume=True)
     assert (output / "adapter.safetensors").read_bytes() == undisturbed("local heads").adapter
+
+
+def test_a_run_is_not_resumed_on_weights_that_leave_its_mask_as_it_is(
+    federate: Federate, tiny: BaseModel, tmp_path: Path
+) -> None:
+    base_folder = tmp_path / "base"
+    tiny.encoder.save_pretrained(base_folder)  # type: ignore[operator]
+    tiny.tokenizer.save_pretrained(base_folder)
+    output, model = tmp_path / "run", [f"model.path={base_folder}", "model.weights=pretrained"]
+    with pytest.raises(StoppedError):
+        federate(*model, output=output, watcher=StoppingWatcher(1))
+    weights = load_file(base_folder / "model.safetensors")
+    weights["embeddings.LayerNorm.weight"] *= 2
+    save_file(weights, base_folder / "model.safetensors", {"format": "pt"})
+    in_a_new_process()
+    with pytest.raises(FedmaskError, match=r"^the run was begun with other weights of the base model, or its"):
+        federate(*model, output=output, resume=True)
+
+
+def test_a_configuration_that_was_edited_after_its_run_began_is_told(federate: Federate, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(output=output, watcher=StoppingWatcher(1))
+    in_a_new_process()
+    with pytest.raises(FedmaskError, match=r"or its config\.yaml has been edited since"):
+        federate("client.local_epochs=2", output=output, resume=True)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(federate: Federate, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    federate(output=output)
+    before = {
+        path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "checkpoints" not in path.parts
+    }
+    shutil.rmtree(output / "checkpoints")
+    in_a_new_process()
+    with pytest.raises(
+        FedmaskError, match="checkpoints: there is no checkpoint of a run that has finished rounds; put"
+    ):
+        federate("rounds=3", output=output, resume=True)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_before_the_first_checkpoint_a_run_starts_over_and_says_so(

@@ -3,6 +3,7 @@ trace in the model."""
 
 import copy
 import inspect
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import BertModel
 
@@ -49,6 +51,23 @@ def refusal(base: BaseModel, mask: Mask | None, max_length: int = 40) -> str:
     assert text.startswith(f"model {base.name}: ")
     assert "\n" not in text
     return text.removeprefix(f"model {base.name}: ")
+
+
+def with_types(base: BaseModel, single: str, pair: str) -> BaseModel:
+    """With a tokenizer that puts these around texts, `$A:1` for the first with type 1."""
+    tokenizer = copy.deepcopy(base.tokenizer)
+    specials = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=specials)
+    return replace(base, tokenizer=tokenizer)
+
+
+def without_second_texts(base: BaseModel) -> BaseModel:
+    """With a tokenizer whose file says that a pair is its first text."""
+    tokenizer = copy.deepcopy(base.tokenizer)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["post_processor"]["pair"] = state["post_processor"]["single"]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return replace(base, tokenizer=tokenizer)
 
 
 def changed(base: BaseModel, change: Callable[[Any], object]) -> BaseModel:
@@ -387,3 +406,44 @@ def test_a_fault_of_a_model_is_one_line(tiny: BaseModel, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(BertModel, "forward", broken)
     assert refusal(tiny, None).startswith("a short text cannot be read (KeyError: 'bbox'); take another model")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Token types and pairs
+# ----------------------------------------------------------------------------------------------------------------------
+
+PAIR = "[CLS] $A [SEP] $B:1 [SEP]:1"
+
+
+@pytest.mark.parametrize("single", ["[CLS] $A:2 [SEP]", "[CLS]:2 $A [SEP]"])
+def test_a_token_type_beyond_the_models_is_told(single: str) -> None:
+    base = with_types(made("bert"), single, PAIR)
+    said = "its tokenizer gives tokens the type 2, and the model has types 0 to 1 only; take the tokenizer that belongs"
+    assert refusal(base, None).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda base: with_types(base, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:2 [SEP]:1"),
+            "its tokenizer gives tokens the type 2, and the model has types 0 to 1 only",
+        ),
+        (
+            lambda base: without_second_texts(with_types(base, "[CLS] $A [SEP]", PAIR)),
+            "its tokenizer leaves out the second text of a pair; take the model's own tokenizer",
+        ),
+    ],
+)
+def test_a_tokenizer_that_cannot_make_pairs_is_told_where_there_are_pairs(
+    change: Callable[[BaseModel], BaseModel], said: str
+) -> None:
+    base = change(made("bert"))
+    check_fitness(base, None, 40)
+    with pytest.raises(FedmaskError, match=f"^model bert: {said}"):
+        fitness_checks.check_token_types(base, pairs=True)
+
+
+def test_models_without_token_types_take_any() -> None:
+    base = made("bert", type_vocab_size=1)
+    fitness_checks.check_token_types(with_types(base, "[CLS]:3 $A:3", "[CLS]:3 $A:3 $B:3"), pairs=True)
