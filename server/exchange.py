@@ -108,7 +108,7 @@ class Exchange:
         """
         deadline, seconds_left, failed = time.monotonic() + timeout, timeout, dict[int, str]()
         for _ in range(MASK_TRIES):
-            nodes = _await_nodes(grid, num_clients, seconds_left, least or num_clients)
+            nodes = _await_nodes(grid, num_clients, seconds_left, least)
             self._bindings = self._bindings_of(grid)
             silent = [node_id for node_id in nodes if node_id not in self._client_ids.keys() | failed.keys()]
             self._observer.stage_started(0, "mask", len(silent))
@@ -164,7 +164,7 @@ class Exchange:
     def wait_for_clients(self, grid: Grid, timeout: float) -> None:
         """Until all are connected that were, at most `timeout` seconds: a deployed client may be on its way back."""
         with suppress(FedmaskError):
-            _await_nodes(grid, len(self.members), timeout, len(self.members))
+            _await_nodes(grid, len(self.members), timeout)
 
     # ---- after a resume ----------------------------------------------------------------------------------------
 
@@ -456,7 +456,7 @@ def _reason(reply: Message) -> str:
     return str(RejectedMessage("client-error", reply.error.reason or f"error {reply.error.code}"))
 
 
-def _await_nodes(grid: Grid, num_clients: int, timeout: float, least: int) -> list[int]:
+def _await_nodes(grid: Grid, num_clients: int, timeout: float, least: int | None = None) -> list[int]:
     """Node ids once all clients are connected, or as soon as the time is over where at least so many are: Flower lets
     nodes register while the server already runs."""
     started = time.monotonic()
@@ -464,7 +464,7 @@ def _await_nodes(grid: Grid, num_clients: int, timeout: float, least: int) -> li
     while len(nodes := list(grid.get_node_ids())) < num_clients:
         now = time.monotonic()
         if now > started + timeout:
-            if len(nodes) >= least:
+            if least is not None and len(nodes) >= least:
                 break
             raise FedmaskError(
                 f"waited {timeout:.0f} s for {num_clients} clients, {len(nodes)} are connected; connect the others "

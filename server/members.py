@@ -139,16 +139,16 @@ def check_tasks(members: Iterable[Member]) -> None:
     """Raises FedmaskError, in one line, where clients of one task differ in metric, classes or the order of classes, or
     clients of two tasks have one head."""
     members = list(members)
+    if differing := _differing(members):
+        first, *others = sorted(differing)
+        also = f" (and so do those of {', '.join(others)})" if others else ""
+        raise FedmaskError(f"the clients of task {first} do not mean the same by it{also}: {_told(differing[first])}")
     for groups in _sharing_a_head(members).values():
         one, other, *_ = (group[0] for group in _by_size(groups))
         raise FedmaskError(
             f"client {one.client_id} of task {one.task} and client {other.client_id} of task {other.task} name one "
             "head layout, which belongs to one task; run the same version of fedmask on both"
         )
-    if differing := _differing(members):
-        first, *others = sorted(differing)
-        also = f" (and so do those of {', '.join(others)})" if others else ""
-        raise FedmaskError(f"the clients of task {first} do not mean the same by it{also}: {_told(differing[first])}")
 
 
 def apart(members: Iterable[Member]) -> dict[int, str]:

@@ -76,6 +76,8 @@ VALID: dict[str, Any] = {
         "trim": 0.1,
         "clip_norm": None,
         "max_norm": None,
+        "max_examples": None,
+        "min_clients": None,
         "min_replies": 1,
         "max_retries": 0,
         "timeout_seconds": 3600.0,
@@ -449,6 +451,10 @@ CONTRADICTIONS: list[tuple[dict[str, object], list[str]]] = [
     (
         {"clients_per_round": 11},
         ["clients_per_round=11: more than there are, clients=10; must be at most that, or null (all)"],
+    ),
+    (
+        {"server__min_clients": 11},
+        ["server.min_clients=11: more than there are, clients=10; must be at most that, or null (all)"],
     ),
     (
         {"server__min_replies": 11},
