@@ -1,6 +1,7 @@
 """Do harm to federations and see whether it shows:
 
-    python scripts/chaos.py [kills=N] [replies=N] [loss=P] [byzantine=N] [jobs=N] [output=DIR] [KEY=VALUE ...]
+    python scripts/chaos.py [kills=N] [replies=N] [loss=P] [byzantine=N] [liars=1] [jobs=N] [output=DIR]
+                            [KEY=VALUE ...]
     python scripts/chaos.py report=true [output=DIR]
 
 kills=100      kills processes of scripts/simulate.py, some of them while a checkpoint is written, and resumes their
@@ -8,11 +9,13 @@ kills=100      kills processes of scripts/simulate.py, some of them while a chec
 replies=1000   malformed replies of all kinds: none may be accepted, and the good clients' result has the same bits
 loss=0.5       every reply is lost with this probability: the test scores beside those without loss
 byzantine=1    so many clients send 100 times their update, or its negative: with and without the server's protections
+liars=1        one of eight clients lies about its task, its examples, its head, its client_id, its rows: nothing may
+               move by more than its honest share, and the others' run goes on
 
-Only the parts that are named are run, with runs as the further keys say, which are those of simulate.py; kills and
-replies take model=tiny by default, loss and byzantine 20 rounds. Prints a table a part and ends with 1 where one of
-them misses its limit. DIR, by default runs/chaos, holds the runs and chaos.json; finished runs are not made again, so
-the command can be stopped at any moment and given again.
+Only the parts that are named are run, with runs as the further keys say, which are those of simulate.py; kills,
+replies and liars take model=tiny by default, loss and byzantine 20 rounds. Prints a table a part and ends with 1 where
+one of them misses its limit. DIR, by default runs/chaos, holds the runs and chaos.json; finished runs are not made
+again, so the command can be stopped at any moment and given again.
 report=true rewrites the tables in docs/reliability.md and in the README from DIR/chaos.json.
 """
 
@@ -39,7 +42,7 @@ from server.compose import CONF, compose
 ROOT = CONF.parent
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = "chaos.json"
-PARTS = ("kills", "replies", "loss", "byzantine")
+PARTS = ("kills", "replies", "loss", "byzantine", "liars")
 """In the order in which they run and are told."""
 OWN_KEYS = (*PARTS, "jobs", "output", "report")
 NOT_TAKEN = ("compare", "resume", "overwrite", "runtime")
@@ -141,6 +144,7 @@ def _part(name: str) -> Callable[[Any, Settings], Outcome]:
     # Flower, torch and transformers take seconds to import: a mistyped argument is told without them.
     from faults.byzantine import byzantine
     from faults.kills import kills
+    from faults.liars import liars
     from faults.loss import loss
     from faults.replies import replies
 
@@ -149,6 +153,7 @@ def _part(name: str) -> Callable[[Any, Settings], Outcome]:
         "replies": replies,
         "loss": loss,
         "byzantine": byzantine,
+        "liars": liars,
     }
     return parts[name]
 

@@ -357,12 +357,13 @@ class MaskedAveraging(Strategy):
     def _score_on_test(self, grid: Grid, server_round: int, timeout: float) -> None:
         self._failures.clear()
         self._failed.clear()
-        requests = self._score_requests(server_round, sorted(self._drawn), "test")
+        asked = sorted(self._drawn & self._exchange.members.keys())
+        requests = self._score_requests(server_round, asked, "test")
         replies = self._replies(grid, server_round, "evaluate", requests, timeout, "test")
         self.test_scores = self._scores(server_round, replies)
         self.test_failure_causes = dict(self._failures)
         scored = {client.client_id for client in self.test_scores.clients}
-        self.lost_on_test = {client_id: self._failed[client_id] for client_id in sorted(self._drawn - scored)}
+        self.lost_on_test = {client_id: self._failed[client_id] for client_id in asked if client_id not in scored}
 
     @staticmethod
     def _evaluate_on_server(
