@@ -1,4 +1,4 @@
-"""Malformed replies to train messages: a sound reply comes in, one that must not count goes out.
+"""Malformed replies to the messages of a round: a sound reply comes in, one that must not count goes out.
 
 Seeded: the same generator gives the same bytes. For runs in which a delta travels. `KINDS` says of each kind under
 which causes a server may count it; a kind is one function below and one line there.
@@ -8,10 +8,12 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedmask.wire.codecs import codec
 from fedmask.wire.messages import FACTS, PAYLOAD, STYPE, Facts, facts_of, pack, payload_of
@@ -33,16 +35,21 @@ class Kind:
 
     causes: frozenset[str]
     spoil: Change
+    stage: str = "train"
+    """The message that is answered so: train, evaluate, or query.mask, with which a client is set up again."""
 
 
 def malformed(kind: str, request: Message, reply: Message, generator: np.random.Generator) -> Message:
-    """The reply of this kind, one of KINDS; the sound one that comes in is used up."""
+    """The reply of this kind, one of KINDS; the sound one that comes in is used up.
+
+    Raises what Flower raises over objects that it cannot unpack.
+    """
     if kind == "error":
         length = int(generator.integers(0, 5000))
         reason = "".join(map(chr, generator.integers(1, 0x2FF, length)))
         return Message(Error(int(generator.integers(0, 8)), reason), reply_to=request)
     KINDS[kind].spoil(reply, generator)
-    return reply
+    return _unpacked(reply, generator, OBJECTS[kind]) if kind in OBJECTS else reply
 
 
 # ---- the payload -----------------------------------------------------------------------------------------------------
@@ -188,6 +195,72 @@ def _facts_of_nonsense(reply: Message, generator: np.random.Generator) -> None:
     reply.content = RecordDict({FACTS: ConfigRecord(entries)})
 
 
+def _any_fact(*names: str) -> Change:
+    """One of these facts is a value of a type that it cannot have."""
+
+    def spoil(reply: Message, generator: np.random.Generator) -> None:
+        value = OF_EVERY_TYPE[int(generator.integers(len(OF_EVERY_TYPE)))]
+        rewrite(reply, facts=facts_of(reply.content) | {names[int(generator.integers(len(names)))]: value})
+
+    return spoil
+
+
+OF_EVERY_TYPE: list[Any] = [
+    None,
+    True,
+    -1,
+    10**400,
+    math.nan,
+    math.inf,
+    "\ud800",
+    "x" * 60_000,
+    [],
+    [2**64, 1],
+    ["a"],
+    {},
+]
+"""Values of every type that JSON has, none of which is a count, a number of examples, a digest or a name."""
+
+
+# ---- Flower's objects ------------------------------------------------------------------------------------------------
+
+Bend = Callable[[bytes, np.random.Generator], bytes]
+"""What a client pushes in place of one object of its reply."""
+
+
+def _cut(content: bytes, generator: np.random.Generator) -> bytes:
+    return content[: int(generator.integers(len(content)))]
+
+
+def _other_header(content: bytes, generator: np.random.Generator) -> bytes:
+    """Another kind, other children or another length."""
+    header, _, body = content.partition(b"\0")
+    kind, children, length = header.split(b" ")
+    parts = [[b"Massage", children, length], [kind, b"0" * 64, length], [kind, children, b"-1"], [kind, children, b""]]
+    return b" ".join(parts[int(generator.integers(len(parts)))]) + b"\0" + body[: len(body) // 2]
+
+
+def _junk(content: bytes, generator: np.random.Generator) -> bytes:
+    header = content.partition(b"\0")[0].split(b" ")[:2]
+    body = generator.bytes(int(generator.integers(1, 60)))
+    return b" ".join([*header, str(len(body)).encode()]) + b"\0" + body
+
+
+OBJECTS: Mapping[str, Bend] = {"object cut": _cut, "object header": _other_header, "object junk": _junk}
+
+
+def _unpacked(reply: Message, generator: np.random.Generator, bend: Bend) -> Message:
+    """The reply as a server's Flower unpacks it, with one of its objects bent. Raises as Flower does."""
+    contents = {object_id: each.deflate() for object_id, each in get_all_nested_objects(reply).items()}
+    names = sorted(contents)
+    chosen = names[int(generator.integers(len(names)))]
+    contents[chosen] = bend(contents[chosen], generator)
+    return cast(Message, inflate_object_from_contents(reply.object_id, contents))
+
+
+def _as_it_is(reply: Message, generator: np.random.Generator) -> None: ...
+
+
 # ---- the message -----------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +296,9 @@ def _with_metadata(reply: Message, name: str, value: object) -> None:
     reply.metadata.__dict__[f"_{name}"] = value  # Flower lets nobody set it otherwise
 
 
+DISAGREE = ("other-round", "other-run", "other-message", "other-sender")
+"""Causes of a reply that is not the request's."""
+
 KINDS: Mapping[str, Kind] = {
     "random bytes": Kind(frozenset({"undecodable"}), _random_bytes),
     "truncated": Kind(frozenset({"undecodable"}), _truncated),
@@ -249,6 +325,30 @@ KINDS: Mapping[str, Kind] = {
     "other run": Kind(frozenset({"other-run"}), _other_run),
     "other message": Kind(frozenset({"other-message", "no-reply"}), _other_message),
     "another node": Kind(frozenset({"other-sender"}), _another_node),
+    "fact of any type": Kind(
+        frozenset({"undecodable", "bad-num-examples", "bad-train-loss", "still-missing"}),
+        _any_fact("num-examples", "train-loss"),
+    ),
+    "counts of any type": Kind(
+        frozenset({"undecodable", "not-finite", "negative-counts"}),
+        _any_fact("counts", "own-counts", "majority-counts"),
+        "evaluate",
+    ),
+    "nothing to score": Kind(frozenset({"undecodable"}), _empty, "evaluate"),
+    "set-up of any type": Kind(
+        frozenset({"no-reply"}),
+        _any_fact("client-id", "task", "metric", "mask-digest", "head-layout", "num-classes", "data-digest"),
+        "query.mask",
+    ),
+    "nothing at the set-up": Kind(frozenset({"no-reply"}), _empty, "query.mask"),
+    **{
+        name: Kind(
+            frozenset({"undecodable", *DISAGREE, "client-error", "wrong-length", "wrong-layout", "not-finite"}),
+            _as_it_is,
+            stage,
+        )
+        for name, stage in zip(OBJECTS, ("train", "train", "evaluate"), strict=True)
+    },
     "error": Kind(frozenset({"client-error"}), _empty),
 }
 """By name, and for people."""

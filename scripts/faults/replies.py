@@ -1,7 +1,9 @@
 """Malformed replies of all kinds in a running federation, beside the same federation in which nothing arrives instead.
 
-Half of the clients are bad: each of their replies to a training message is spoiled, by the kinds of malformed.py
-in turn. None may be accepted, none may end the run, and what the good half comes to must have the same bits.
+Half of the clients are bad: in each round one reply of each of them is spoiled, by the kinds of malformed.py in turn,
+to whichever message the kind is of, and the others do not arrive. To be set up again, a client says that it lacks the
+mask. None may be accepted, none may end the run, and what the good half comes to must have the same bits. Replies are
+pulled one by one, as from a SuperLink.
 """
 
 import shutil
@@ -12,13 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import Message
 
-from faults.malformed import KINDS, malformed
+from faults.malformed import KINDS, malformed, rewrite
 from faults.outcome import Outcome, Settings
-from faults.runs import Finished, finished_run, is_train, round_of
+from faults.runs import Finished, PulledGrid, finished_run
 from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
 from fedmask.runs.folder import holds_run
 from fedmask.wire.ledger import UNKNOWN_CLIENT
+from fedmask.wire.messages import facts_of
 from server.app import SilentObserver
 from server.compose import compose
 
@@ -44,19 +47,31 @@ class Bad:
     """By (round, client_id), of the spoiled replies."""
 
     def spoil(self, client_id: int, request: Message, reply: Message) -> Message | None:
-        if client_id not in self.clients or not is_train(request):
+        server_round, stage = int(request.metadata.group_id), request.metadata.message_type
+        if not self._is_bad(client_id, request):
             return reply
-        server_round = round_of(request)
         place = (server_round - 1) * len(self.clients) + client_id - self.clients.start
         if place >= self.number:
             return None
         kind = list(KINDS)[place % len(KINDS)]
+        if stage == "train" and KINDS[kind].stage == "query.mask" and (server_round, client_id) not in self.kinds:
+            self.kinds[(server_round, client_id)] = kind
+            rewrite(reply, b"", {"missing": "mask"})  # it is sent the mask again, and asked again
+            return reply
+        if stage != KINDS[kind].stage:
+            return None
         self.kinds[(server_round, client_id)] = kind
         generator = np.random.default_rng(seed_for(self.seed, "malformed", server_round, client_id))
         return malformed(kind, request, reply, generator)
 
     def drop(self, client_id: int, request: Message, reply: Message) -> Message | None:
-        return None if client_id in self.clients and is_train(request) else reply
+        return None if self._is_bad(client_id, request) else reply
+
+    def _is_bad(self, client_id: int, request: Message) -> bool:
+        """Whether the reply is a bad client's, and of a round: the first set-up and the last scoring are sound."""
+        if client_id not in self.clients or request.metadata.group_id == "0":
+            return False
+        return request.metadata.message_type != "evaluate" or facts_of(request.content).get("split") != "test"
 
 
 class Causes(SilentObserver):
@@ -81,14 +96,14 @@ def replies(number: int, settings: Settings) -> Outcome:
         raise FedmaskError("clients=1: replies needs a good client and a bad one")
     bad = Bad(range((config.clients + 1) // 2, config.clients), number, config.seed)
     rounds = -(-number // len(bad.clients))
-    overrides = [*DEFAULTS, *settings.overrides, f"rounds={rounds}", f"score_every={rounds}", "clients_per_round=null"]
+    overrides = [*DEFAULTS, *settings.overrides, f"rounds={rounds}", "score_every=1", "clients_per_round=null"]
     runs, causes = [], Causes()
     for name, change, observer in (("spoiled", bad.spoil, causes), ("silent", bad.drop, SilentObserver())):
         settings.say(f"replies: {rounds} rounds, the replies of {len(bad.clients)} of {config.clients} clients {name}")
         folder = settings.output / "replies" / name
         if holds_run(folder):
             shutil.rmtree(folder)
-        runs.append(finished_run(folder, overrides, change, observer))
+        runs.append(finished_run(folder, overrides, change, observer, PulledGrid))
     return _outcome(bad, causes.by_reply, _differences(*runs, bad.clients.start))
 
 
@@ -112,6 +127,8 @@ def _outcome(bad: Bad, causes: Mapping[tuple[int, int], set[str]], different: li
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for reply, kind in bad.kinds.items():
         told = causes.get(reply, set())
+        if "no-reply" not in KINDS[kind].causes:  # the client's other reply of the round, which did not arrive
+            told = told - {"no-reply"}
         accepted[kind] += not told or not told <= KINDS[kind].causes
         found[kind].update(told)
     rows = [
@@ -127,9 +144,9 @@ def _outcome(bad: Bad, causes: Mapping[tuple[int, int], set[str]], different: li
         columns=("what was wrong", "counted as", "sent", "rejected"),
         rows=tuple(rows),
         notes=(
-            f"Clients {bad.clients.start} to {bad.clients.stop - 1} answer every training message with a malformed "
-            "reply, the kinds in turn; a kind draws its details by seed. A reply counts as rejected where the server "
-            "told its client's failure in that round, with a cause that the kind may have.",
+            f"Clients {bad.clients.start} to {bad.clients.stop - 1} send one malformed reply a round, to be trained, "
+            "scored or set up again, the kinds in turn; a kind draws its details by seed. A reply counts as rejected "
+            "where the server told its client's failure in that round, with a cause that the kind may have.",
             "Same bits: adapter, the good clients' heads, each round's train loss and the test scores, beside a run in "
             "which the replies of the same clients never arrive.",
         ),

@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
 from client.app import app as client_app
 from fedmask.errors import FedmaskError
@@ -48,6 +49,38 @@ class ChangingGrid(LocalGrid):
                 changed = self._change(client_id, message, reply)
                 if changed is not None:
                     yield changed
+
+
+class PulledGrid:
+    """As Flower's grid of a SuperLink: requests are pushed, and replies pulled by their ids, through a function.
+
+    Where the function raises, Flower could not unpack the reply; where it gives none, the SuperLink says that the node
+    has gone.
+    """
+
+    def __init__(self, client_app: ClientApp, num_clients: int, change: Change, seed: int = 0) -> None:
+        self._grid = LocalGrid(client_app, num_clients, seed)
+        self._change = change
+        self._pushed: dict[str, Message] = {}
+        self.keep_client_state_in = self._grid.keep_client_state_in
+        self.get_node_ids = self._grid.get_node_ids
+        self.context = self._grid.context
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        named = [self._grid.named(message) for message in messages]
+        self._pushed |= {message.metadata.message_id: message for message in named}
+        return [message.metadata.message_id for message in named]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._reply(self._pushed.pop(message_id)) for message_id in message_ids]
+
+    def _reply(self, request: Message) -> Message:
+        client_id = int(self.context(request.metadata.dst_node_id).node_config["partition-id"])
+        changed = self._change(client_id, request, self._grid.answer(request))
+        if changed is None:
+            changed = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=request)
+            changed.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+        return changed
 
 
 def unchanged(client_id: int, request: Message, reply: Message) -> Message:
@@ -91,7 +124,11 @@ class Finished:
 
 
 def finished_run(
-    folder: Path, overrides: Sequence[str], change: Change = unchanged, observer: Observer | None = None
+    folder: Path,
+    overrides: Sequence[str],
+    change: Change = unchanged,
+    observer: Observer | None = None,
+    grid: Callable[[ClientApp, int, Change, int], Any] = ChangingGrid,
 ) -> Finished:
     """The run of these overrides: made, gone on with, or found. Raises FedmaskError where the folder holds another.
 
@@ -99,9 +136,9 @@ def finished_run(
     """
     config = resolved(compose(arguments_for(folder, overrides)), datetime.now())
     if not (folder / SUMMARY).exists():
-        grid = ChangingGrid(client_app, num_clients(config), change, config.seed)
+        federation = grid(client_app, num_clients(config), change, config.seed)
         with BarOnly(folder.name, config.rounds) as bar:
-            run_federation(grid, config, observer or bar)
+            run_federation(federation, config, observer or bar)
     return Finished(folder, config)
 
 
