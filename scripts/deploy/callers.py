@@ -38,10 +38,10 @@ class Callers:
         """By key, none of them empty."""
 
     def come(self, caller: Caller) -> None:
-        """Another stranger; where that is one too many, one is cut off, perhaps this one."""
-        self._strangers[caller.address].append(caller)
-        if sum(map(len, self._strangers.values())) > MAX_STRANGERS:
+        """Another stranger; where that is one too many, one of those before it is cut off."""
+        if sum(map(len, self._strangers.values())) >= MAX_STRANGERS:
             self.cut_one_off()
+        self._strangers[caller.address].append(caller)
 
     def cut_one_off(self) -> None:
         """Any stranger of the address that has most, by lot: the eldest would leave a flood the choice of whom."""

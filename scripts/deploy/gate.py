@@ -48,8 +48,8 @@ BODY_SECONDS, LEAST_BYTES_A_SECOND = 20.0, 32 * 2**10
 SEND_SECONDS = 30.0
 """In which who is sent an answer has to take some of it."""
 LINGER_SECONDS, LINGER_BYTES = 1.0, 64 * 2**10
-"""For which what a refused caller still sends is thrown away, so that it sees the answer: closed at once, it would see a
-reset connection."""
+"""For which what a refused caller still sends is thrown away: a connection that is closed at once is reset, answer and
+all."""
 TELL_SECONDS = 60.0
 PART_BYTES = 64 * 2**10
 
@@ -241,7 +241,7 @@ def call_of(head: bytes) -> Call:
         request = http.next_event()
     except h11.RemoteProtocolError as error:
         raise RefusedError(HTTPStatus.BAD_REQUEST) from error
-    if not isinstance(request, h11.Request):
+    if not isinstance(request, h11.Request) or request.http_version != b"1.1":
         raise RefusedError(HTTPStatus.BAD_REQUEST)
     headers = {name.decode(): value.decode() for name, value in request.headers}
     target = _TARGET.fullmatch(request.target)
@@ -293,6 +293,8 @@ async def _body(reader: asyncio.StreamReader, length: int) -> AsyncIterator[byte
                 part = await reader.read(min(length, PART_BYTES))
         except TimeoutError:
             raise LostError("sent a body too slowly") from None
+        except OSError:
+            part = b""
         if not part:
             raise LostError("left in mid-call")
         length -= len(part)
