@@ -1,18 +1,33 @@
-"""What the tests of both gates share: keys, a server behind, and callers that say byte by byte what they send."""
+"""What the tests of the gate and of nginx before it share: keys, registered clients, a server behind the gate, callers.
 
+Connections are real ones over TLS, keys lie in a database that Flower's own code has made; what stands behind the gate
+is a server that remembers what comes through. Callers say byte by byte what they send.
+"""
+
+import asyncio
+import base64
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
+from flwr.superlink.federation import NoOpFederationManager
 from starlette.types import Receive, Scope, Send
 
+from deploy import flower, open_gate
 from deploy.flower import authority, free_port
+from deploy.gate import Gate
 from deploy.make_keys import SERVER_CERTIFICATE, SERVER_KEY, make_server_certificate
 
 
@@ -140,3 +155,85 @@ class Caller:
             raise
         except (ssl.SSLError, OSError):  # ended without a word
             return b""
+
+
+@dataclass
+class Client:
+    key: ec.EllipticCurvePrivateKey
+    public: ec.EllipticCurvePublicKey
+
+    def signature(self, signed_at: str | None = None) -> dict[str, str]:
+        """Headers of a call, as a SuperNode makes them."""
+        signed_at = datetime.now(UTC).isoformat() if signed_at is None else signed_at
+        told = {"flwr_public_key": public_key_to_bytes(self.public), "flwr_signature": self._sign(signed_at)}
+        return {name: base64.b64encode(value).decode() for name, value in told.items()} | {"flwr_timestamp": signed_at}
+
+    def _sign(self, signed_at: str) -> bytes:
+        return sign_message(self.key, signed_at.encode())
+
+
+@dataclass
+class Registry:
+    """Flower's database with two registered clients."""
+
+    path: Path
+    state: SqlLinkState
+    clients: tuple[Client, Client]
+    node_ids: tuple[int, int]
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    path = flower.database(tmp_path_factory.mktemp("server"))
+    state = SqlLinkState(str(path), NoOpFederationManager(), ObjectStoreFactory().store())
+    state.initialize()
+    clients = (Client(*generate_key_pairs()), Client(*generate_key_pairs()))
+    nodes = [state.create_node("owner", "owner", public_key_to_bytes(client.public), 30.0) for client in clients]
+    return Registry(path, state, clients, (nodes[0], nodes[1]))
+
+
+@pytest.fixture(scope="session")
+def client(registry: Registry) -> Client:
+    return registry.clients[0]
+
+
+@contextmanager
+def opened(server_url: str, keys: Path, database: Path, trusted: Path | None = None) -> Iterator[int]:
+    """The port of a gate in a thread of this process."""
+    listener = open_gate.listener("127.0.0.1", 0)
+    it = Gate(server_url, flower.authority(trusted or keys), flower.own_tls(keys), database)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(it.serve(listener))
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        listener.close()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + Caller.SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_served(port: int, keys: Path, client: Client) -> bool:
+    """On a connection of its own."""
+    with Caller(port, keys) as caller:
+        return caller.ask(call(**client.signature()))[0] == 418
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False

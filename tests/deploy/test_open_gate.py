@@ -1,103 +1,30 @@
-"""deploy.open_gate: calls of registered clients pass, and nothing else does, is held, or takes their places.
+"""deploy.open_gate: calls of registered clients pass, and nothing else does, is held, or takes their places."""
 
-Connections are real ones over TLS, keys lie in a database that Flower's own code has made; what stands behind the gate
-is a server that remembers what comes through.
-"""
-
-import asyncio
 import base64
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
-from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER, NodeStatus
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes, sign_message
-from flwr.superlink.federation import NoOpFederationManager
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 
 from deploy import callers, flower, gate, open_gate, signed
 from deploy.callers import Callers, address_of
-from deploy.gate import MAX_BODY_BYTES, MAX_CLIENT_BYTES, Gate
+from deploy.gate import MAX_BODY_BYTES, MAX_CLIENT_BYTES
 from deploy.make_keys import make_server_certificate
 
-from .conftest import Caller, Server, call
+from .conftest import Caller, Client, Registry, Server, call, is_served, listens, opened, wait_until
 
 MEGABYTE = 10**6
-
-
-@dataclass
-class Client:
-    key: ec.EllipticCurvePrivateKey
-    public: ec.EllipticCurvePublicKey
-
-    def signature(self, signed_at: str | None = None) -> dict[str, str]:
-        """Headers of a call, as a SuperNode makes them."""
-        signed_at = datetime.now(UTC).isoformat() if signed_at is None else signed_at
-        told = {"flwr_public_key": public_key_to_bytes(self.public), "flwr_signature": self._sign(signed_at)}
-        return {name: base64.b64encode(value).decode() for name, value in told.items()} | {"flwr_timestamp": signed_at}
-
-    def _sign(self, signed_at: str) -> bytes:
-        return sign_message(self.key, signed_at.encode())
-
-
-@dataclass
-class Registry:
-    """Flower's database with two registered clients."""
-
-    path: Path
-    state: SqlLinkState
-    clients: tuple[Client, Client]
-    node_ids: tuple[int, int]
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    path = flower.database(tmp_path_factory.mktemp("server"))
-    state = SqlLinkState(str(path), NoOpFederationManager(), ObjectStoreFactory().store())
-    state.initialize()
-    clients = (Client(*generate_key_pairs()), Client(*generate_key_pairs()))
-    nodes = [state.create_node("owner", "owner", public_key_to_bytes(client.public), 30.0) for client in clients]
-    return Registry(path, state, clients, (nodes[0], nodes[1]))
-
-
-@pytest.fixture(scope="module")
-def client(registry: Registry) -> Client:
-    return registry.clients[0]
-
-
-@contextmanager
-def opened(server_url: str, keys: Path, database: Path, trusted: Path | None = None) -> Iterator[int]:
-    """The port of a gate in a thread of this process."""
-    listener = open_gate.listener("127.0.0.1", 0)
-    it = Gate(server_url, flower.authority(trusted or keys), flower.own_tls(keys), database)
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(it.serve(listener))
-
-    def run() -> None:
-        with suppress(asyncio.CancelledError):
-            loop.run_until_complete(task)
-        loop.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        listener.close()
 
 
 Own = Callable[[], AbstractContextManager[int]]
@@ -114,19 +41,6 @@ def port(running_server: Server, keys: Path, registry: Registry) -> Iterator[int
 def own(running_server: Server, keys: Path, registry: Registry) -> Own:
     """Opens a gate for one test, once its limits are set."""
     return lambda: opened(running_server.url, keys, registry.path)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + Caller.SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def is_served(port: int, keys: Path, client: Client) -> bool:
-    """On a connection of its own."""
-    with Caller(port, keys) as caller:
-        return caller.ask(call(**client.signature()))[0] == 418
 
 
 # ---- what passes -----------------------------------------------------------------------------------------------------
@@ -426,11 +340,16 @@ def test_what_strangers_do_is_told_by_the_minute(
     own: Own, keys: Path, client: Client, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gate, "TELL_SECONDS", 0.5)
-    told = list[str]()
+    lines = list[str]()
 
-    def number_told() -> int:
-        told.extend(capfd.readouterr().err.splitlines())
-        return sum(int(number) for line in told for number in re.findall(r"(\d+) \w", line.partition(": ")[2]))
+    def told() -> Counter[str]:
+        """How often, by what."""
+        lines.extend(capfd.readouterr().err.splitlines())
+        counted = Counter[str]()
+        for line in lines:
+            for number, what in re.findall(r"(\d+) (\D[^,]*)", line.partition(": ")[2]):
+                counted[what] += int(number)
+        return counted
 
     with own() as port:
         for _ in range(5):
@@ -442,10 +361,10 @@ def test_what_strangers_do_is_told_by_the_minute(
                 assert caller.ask(call(length=10**6), bytes(10**5))[0] in (401, 0)
             with socket.create_connection(("127.0.0.1", port)) as plain:
                 plain.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(100))
-        wait_until(lambda: number_told() == 20)
-    assert [line for line in told if not line.startswith("gate, turned away in the last ")] == []
-    assert any("5 left in mid-call" in line for line in told)
-    assert len(told) < 20
+        wait_until(lambda: told().total() == 20)
+    expected = dict.fromkeys(("left in mid-call", "answered with 400", "answered with 401", "broke off"), 5)
+    assert told() == expected
+    assert [line for line in lines if not line.startswith("gate, turned away in the last ")] == []
 
 
 def test_an_error_of_the_gate_shows_its_traceback(
@@ -485,12 +404,6 @@ def test_what_is_held_of_strangers_is_bounded(server: Server, keys: Path, regist
         process.wait()
     assert not log.read_text()
     assert len(server.seen) == 1
-
-
-def listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
 
 
 def most_memory(process: subprocess.Popen[bytes]) -> int:
