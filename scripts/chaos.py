@@ -1,6 +1,6 @@
 """Do harm to federations and see whether it shows:
 
-    python scripts/chaos.py [kills=N] [replies=N] [loss=P] [byzantine=N] [jobs=N] [output=DIR] [KEY=VALUE ...]
+    python scripts/chaos.py [kills=N] [replies=N] [loss=P] [byzantine=N] [gate=N] [jobs=N] [output=DIR] [KEY=VALUE ...]
     python scripts/chaos.py report=true [output=DIR]
 
 kills=100      kills processes of scripts/simulate.py, some of them while a checkpoint is written, and resumes their
@@ -8,6 +8,8 @@ kills=100      kills processes of scripts/simulate.py, some of them while a chec
 replies=1000   malformed replies of all kinds: none may be accepted, and the good clients' result has the same bits
 loss=0.5       every reply is lost with this probability: the test scores beside those without loss
 byzantine=1    so many clients send 100 times their update, or its negative: with and without the server's protections
+gate=500       so many callers without a key send a byte a second to the gate of a real server, others big bodies,
+               heads and floods of connections: a client's calls go on; takes no further keys, and a free machine
 
 Only the parts that are named are run, with runs as the further keys say, which are those of simulate.py; kills and
 replies take model=tiny by default, loss and byzantine 20 rounds. Prints a table a part and ends with 1 where one of
@@ -39,7 +41,7 @@ from server.compose import CONF, compose
 ROOT = CONF.parent
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = "chaos.json"
-PARTS = ("kills", "replies", "loss", "byzantine")
+PARTS = ("kills", "replies", "loss", "byzantine", "gate")
 """In the order in which they run and are told."""
 OWN_KEYS = (*PARTS, "jobs", "output", "report")
 NOT_TAKEN = ("compare", "resume", "overwrite", "runtime")
@@ -140,6 +142,7 @@ def run(request: Request) -> int:
 def _part(name: str) -> Callable[[Any, Settings], Outcome]:
     # Flower, torch and transformers take seconds to import: a mistyped argument is told without them.
     from faults.byzantine import byzantine
+    from faults.gate import gate
     from faults.kills import kills
     from faults.loss import loss
     from faults.replies import replies
@@ -149,6 +152,7 @@ def _part(name: str) -> Callable[[Any, Settings], Outcome]:
         "replies": replies,
         "loss": loss,
         "byzantine": byzantine,
+        "gate": gate,
     }
     return parts[name]
 

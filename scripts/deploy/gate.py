@@ -13,6 +13,7 @@ and told in one line a minute: nobody outside can fill a log. An error of the ga
 """
 
 import asyncio
+import gc
 import json
 import logging
 import re
@@ -50,6 +51,8 @@ SEND_SECONDS = 30.0
 LINGER_SECONDS, LINGER_BYTES = 1.0, 64 * 2**10
 """For which what a refused caller still sends is thrown away: a connection that is closed at once is reset, answer and
 all."""
+MAX_LEFT = 64
+"""Connections that have ended and hold memory."""
 TELL_SECONDS = 60.0
 PART_BYTES = 64 * 2**10
 
@@ -119,11 +122,14 @@ class Gate:
         """Bytes of bodies by key."""
         self._turned_away = Counter[str]()
         """By cause, since it was last told."""
+        self._ended = 0
 
     async def serve(self, listener: socket.socket) -> NoReturn:
         """Until it is cancelled. listener: bound."""
         listener.setblocking(False)
         listener.listen(512)
+        gc.collect()
+        gc.freeze()  # libraries: what is collected from now on is quick to look through
         limits = httpx.Limits(
             max_connections=None, max_keepalive_connections=64, keepalive_expiry=4
         )  # the server ends those of 5 s
@@ -179,6 +185,13 @@ class Gate:
                 accepted.close()
             else:
                 writer.transport.abort()
+            self._collect()
+
+    def _collect(self) -> None:
+        """TLS leaves its buffers in cycles, a quarter of a megabyte each, which Python by itself may leave for long."""
+        self._ended += 1
+        if self._ended % MAX_LEFT == 0:
+            gc.collect()
 
     async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> bool:
         """One call; whether another may follow. Raises LostError, and RefusedError once that is answered."""

@@ -20,7 +20,9 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from deploy import callers, flower, gate, open_gate, signed
 from deploy.callers import Callers, address_of
 from deploy.gate import MAX_BODY_BYTES, MAX_CLIENT_BYTES
-from deploy.make_keys import make_server_certificate
+from deploy.make_keys import AUTHORITY, make_server_certificate
+from faults.gate import CROWD
+from faults.gate import KINDS as KINDS_OF_CROWDS
 
 from .conftest import Caller, Client, Registry, Server, call, is_served, listens, opened, wait_until
 
@@ -404,6 +406,21 @@ def test_what_is_held_of_strangers_is_bounded(server: Server, keys: Path, regist
         process.wait()
     assert not log.read_text()
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_CROWDS)
+def test_a_crowd_shuts_nobody_out(kind: str, own: Own, keys: Path, server: Server, client: Client) -> None:
+    """The callers of `chaos.py gate=`, for a moment."""
+    with own() as port, Caller(port, keys) as known:
+        assert known.ask(call(**client.signature()))[0] == 418
+        crowd = [sys.executable, CROWD, kind, "20", "1", str(port), keys / AUTHORITY]
+        with subprocess.Popen(crowd, stdout=subprocess.PIPE, text=True) as process:
+            while process.poll() is None:
+                assert known.ask(call(**client.signature()))[0] == 418
+                assert is_served(port, keys, client)
+            assert process.stdout is not None
+            assert int(process.stdout.read()) >= 20
+    assert set(server.seen) == {"POST /v1/fleet/pull-messages?"}
 
 
 def most_memory(process: subprocess.Popen[bytes]) -> int:
