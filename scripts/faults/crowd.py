@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 MEGABYTE = 10**6
-PAUSE_SECONDS = 0.2
-"""Before one comes again."""
+PAUSE_SECONDS = 1.0
+"""Before who was cut off comes again."""
 
 
 async def crowd(kind: str, number: int, seconds: float, port: int, authority: str) -> int:

@@ -228,7 +228,7 @@ def _outcome(number: int, rows: Sequence[Row], log: str) -> Outcome:
         rows=tuple(row.shown() for row in rows),
         notes=(
             f"Each kind for {SECONDS:.0f} s, on the machine that server, gate and client run on; who is cut off comes "
-            "again. The client is Flower's own code: it asks for messages over a connection that it keeps, and over a "
+            "again after a second. The client is Flower's own code: it asks for messages over a connection that it keeps, and over a "
             f"new one each time, {PAUSE_SECONDS:g} s after the last answer; a call's time holds all its tries. The "
             "gate's memory is the most that was resident, the server's the proportional set size of its processes, "
             "beside that after the seconds without callers.",
