@@ -40,10 +40,14 @@ def server_home(folder: Path) -> Path:
 
 def environment_of(folder: str) -> dict[str, str]:
     """Of a program that talks to this folder's server. Raises FedmaskError where it is no server's."""
-    home = server_home(Path(folder))
-    if not (home / "config.toml").is_file():
+    check_server(folder)
+    return environment(server_home(Path(folder)))
+
+
+def check_server(folder: str) -> None:
+    """Raises FedmaskError where no server was ever started with this folder."""
+    if not (server_home(Path(folder)) / "config.toml").is_file():
         raise FedmaskError(f"folder={folder or 'DIR'}: must be the folder of a server that start_server.py has started")
-    return environment(home)
 
 
 def superlink(folder: Path, keys: Path, port: int) -> list[str]:

@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> None:
     keys, host, port = Path(given["keys"]), given.get("host", HOST), port_number(given, "port", PORT)
     flower.check_keys(keys)
     check_free("port", port, host)
+    flower.check_server(given["folder"])
     behind = f"https://{flower.LOOPBACK}:{port_number(given, 'server_port', SERVER_PORT)}"
     gate = Gate(behind, flower.authority(keys), flower.own_tls(keys), flower.database(Path(given["folder"])))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

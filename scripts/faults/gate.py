@@ -25,9 +25,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from deploy.arguments import LOOPBACK
-from deploy.local_demo import Site
+from deploy.local_demo import Site, processes_of
 from deploy.make_keys import AUTHORITY, CLIENT_KEY, make_client_key, make_server_certificate
-from deploy.trial import MEGABYTE, memory_bytes
+from deploy.trial import MEGABYTE
 from faults.outcome import Outcome, Settings
 from fedmask.errors import FedmaskError
 
@@ -129,7 +129,7 @@ def _row(
     with _calling(client, asked) as calls:
         connections = work()
     site.check_alive()
-    return Row(what, callers, connections, calls, _most(process_id), memory_bytes(site.server))
+    return Row(what, callers, connections, calls, _most(process_id), _own_bytes(site))
 
 
 @contextmanager
@@ -202,12 +202,23 @@ def _crowd(kind: str, number: int, client: Client) -> int:
 
 def _most(process_id: int) -> int:
     """Bytes that the process has had in memory at most since it was forgotten."""
-    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
+    lines = _text(f"/proc/{process_id}/status").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _own_bytes(site: Site) -> int:
+    """Of the server's processes, without files that others may have in memory as well."""
+    texts = [_text(f"/proc/{number}/smaps_rollup") for number in processes_of(site.server)]
+    lines = [line for text in texts for line in text.splitlines() if line.startswith("Anonymous:")]
+    return sum(int(line.split()[1]) * 1024 for line in lines)
 
 
 def _forget_most(process_id: int) -> None:
     Path(f"/proc/{process_id}/clear_refs").write_text("5")
+
+
+def _text(path: str) -> str:
+    return Path(path).read_text()
 
 
 def _outcome(number: int, rows: Sequence[Row], log: str) -> Outcome:
@@ -228,10 +239,10 @@ def _outcome(number: int, rows: Sequence[Row], log: str) -> Outcome:
         rows=tuple(row.shown() for row in rows),
         notes=(
             f"Each kind for {SECONDS:.0f} s, on the machine that server, gate and client run on; who is cut off comes "
-            "again after a second. The client is Flower's own code: it asks for messages over a connection that it keeps, and over a "
-            f"new one each time, {PAUSE_SECONDS:g} s after the last answer; a call's time holds all its tries. The "
-            "gate's memory is the most that was resident, the server's the proportional set size of its processes, "
-            "beside that after the seconds without callers.",
+            "again after a second. The client is Flower's own code: it asks for messages over a connection that it "
+            f"keeps, and over a new one each time, {PAUSE_SECONDS:g} s after the last answer; a call's time holds all "
+            "its tries. The gate's memory is the most that was resident, the server's what its processes have for "
+            "themselves, beside that after the seconds without callers.",
         ),
     )
 

@@ -23,6 +23,7 @@ from deploy.gate import MAX_BODY_BYTES, MAX_CLIENT_BYTES
 from deploy.make_keys import AUTHORITY, make_server_certificate
 from faults.gate import CROWD
 from faults.gate import KINDS as KINDS_OF_CROWDS
+from fedmask.errors import FedmaskError
 
 from .conftest import Caller, Client, Registry, Server, call, is_served, listens, opened, wait_until
 
@@ -381,7 +382,8 @@ def test_an_error_of_the_gate_shows_its_traceback(
 
 
 def test_what_is_held_of_strangers_is_bounded(server: Server, keys: Path, registry: Registry, tmp_path: Path) -> None:
-    """A real process; before this it held 100 bodies of 10 MB, and so many headers."""
+    """A real process; all that is sent comes to 300 MB, and the buffers of all connections to 180."""
+    flower.connect(registry.path.parent, keys, server.port)
     port, log = flower.free_port(), tmp_path / "gate.log"
     where = [f"folder={registry.path.parent}", f"keys={keys}", "host=127.0.0.1", f"port={port}"]
     with log.open("wb") as file:
@@ -401,11 +403,22 @@ def test_what_is_held_of_strangers_is_bounded(server: Server, keys: Path, regist
                         stranger.socket.sendall(part)
         assert is_served(port, keys, registry.clients[0])
         assert most_memory(process) - before < 40 * MEGABYTE
+        with ExitStack() as stack:
+            for _ in range(600):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            assert is_served(port, keys, registry.clients[0])
+        assert most_memory(process) - before < 90 * MEGABYTE
     finally:
         process.terminate()
         process.wait()
     assert not log.read_text()
-    assert len(server.seen) == 1
+    assert len(server.seen) == 2
+
+
+def test_the_folder_is_a_servers(keys: Path, tmp_path: Path) -> None:
+    where = [f"folder={tmp_path}", f"keys={keys}", "host=127.0.0.1", f"port={flower.free_port()}"]
+    with pytest.raises(FedmaskError, match=r"must be the folder of a server that start_server\.py has started"):
+        open_gate.main(where)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_CROWDS)
