@@ -1,6 +1,6 @@
 """Do harm to federations and see whether it shows:
 
-    python scripts/chaos.py [kills=N] [replies=N] [loss=P] [byzantine=N] [liars=1] [jobs=N] [output=DIR]
+    python scripts/chaos.py [kills=N] [replies=N] [loss=P] [byzantine=N] [liars=1] [gate=N] [jobs=N] [output=DIR]
                             [KEY=VALUE ...]
     python scripts/chaos.py report=true [output=DIR]
 
@@ -11,6 +11,8 @@ loss=0.5       every reply is lost with this probability: the test scores beside
 byzantine=1    so many clients send 100 times their update, or its negative: with and without the server's protections
 liars=1        one of eight clients lies about its task, its examples, its head, its client_id, its rows: nothing may
                move by more than its honest share, and the others' run goes on
+gate=500       so many callers without a key send a byte a second to the gate of a real server, others big bodies,
+               heads and floods of connections: a client's calls go on; takes no further keys, and a free machine
 
 Only the parts that are named are run, with runs as the further keys say, which are those of simulate.py; kills,
 replies and liars take model=tiny by default, loss and byzantine 20 rounds. Prints a table a part and ends with 1 where
@@ -42,7 +44,7 @@ from server.compose import CONF, compose
 ROOT = CONF.parent
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = "chaos.json"
-PARTS = ("kills", "replies", "loss", "byzantine", "liars")
+PARTS = ("kills", "replies", "loss", "byzantine", "liars", "gate")
 """In the order in which they run and are told."""
 OWN_KEYS = (*PARTS, "jobs", "output", "report")
 NOT_TAKEN = ("compare", "resume", "overwrite", "runtime")
@@ -143,6 +145,7 @@ def run(request: Request) -> int:
 def _part(name: str) -> Callable[[Any, Settings], Outcome]:
     # Flower, torch and transformers take seconds to import: a mistyped argument is told without them.
     from faults.byzantine import byzantine
+    from faults.gate import gate
     from faults.kills import kills
     from faults.liars import liars
     from faults.loss import loss
@@ -154,6 +157,7 @@ def _part(name: str) -> Callable[[Any, Settings], Outcome]:
         "loss": loss,
         "byzantine": byzantine,
         "liars": liars,
+        "gate": gate,
     }
     return parts[name]
 

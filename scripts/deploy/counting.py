@@ -4,8 +4,8 @@ A client's connections come in at a port of this machine and go on to the server
 they are, encrypted: what the network sees. `CountedGate` is the server's gate with a count of what passes through it.
 """
 
+import asyncio
 import socket
-import ssl
 import threading
 import time
 from collections import defaultdict
@@ -13,14 +13,10 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy import flower
-from deploy.make_keys import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY
-from deploy.open_gate import gate
+from deploy.gate import Gate
+from deploy.open_gate import listener
 
 
 class CountingProxy:
@@ -96,43 +92,17 @@ class Calls:
 class CountedGate:
     """The gate of this server in a thread of this process; ends with the process."""
 
-    def __init__(self, keys: Path, server_port: int) -> None:
+    def __init__(self, server: Path, keys: Path, server_port: int) -> None:
         self.calls: MutableMapping[str, Calls] = defaultdict(Calls)
         """By the last part of the path."""
-        self.port = flower.free_port()
-        behind = f"https://{flower.LOOPBACK}:{server_port}"
-        config = uvicorn.Config(
-            self._counted(gate(behind, ssl.create_default_context(cafile=str(keys / AUTHORITY)))),
-            host=flower.LOOPBACK,
-            port=self.port,
-            ssl_certfile=keys / SERVER_CERTIFICATE,
-            ssl_keyfile=str(keys / SERVER_KEY),
-            access_log=False,
-            log_level="warning",
-        )
-        threading.Thread(target=uvicorn.Server(config).run, daemon=True).start()
+        self._listener = listener(flower.LOOPBACK, 0)
+        self.port: int = self._listener.getsockname()[1]
+        behind, trusted = f"https://{flower.LOOPBACK}:{server_port}", flower.authority(keys)
+        gate = Gate(behind, trusted, flower.own_tls(keys), flower.database(server), self._count)
+        threading.Thread(target=lambda: asyncio.run(gate.serve(self._listener)), daemon=True).start()
 
-    def _counted(self, app: ASGIApp) -> ASGIApp:
-        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
-            calls = self.calls[str(scope["path"]).rpartition("/")[2]]
-            calls.number += 1
-
-            async def receive_counted() -> Message:
-                message = await receive()
-                calls.up_bytes += _body(message)
-                return message
-
-            async def send_counted(message: Message) -> None:
-                calls.down_bytes += _body(message)
-                await send(message)
-
-            await app(scope, receive_counted, send_counted)
-
-        return counted
-
-
-def _body(message: MutableMapping[str, Any]) -> int:
-    return len(message.get("body", b""))
+    def _count(self, name: str, up_bytes: int, down_bytes: int) -> None:
+        calls = self.calls[name]
+        calls.number += 1
+        calls.up_bytes += up_bytes
+        calls.down_bytes += down_bytes

@@ -94,7 +94,7 @@ def deployment(output: Path, overrides: tuple[str, ...]) -> Iterator[Trial]:
     site = Site(output / "deployment")
     proxies = [CountingProxy(site.gate_port) for _ in TASKS]
     with running(site, TASKS, [proxy.port for proxy in proxies], warm=[0]):
-        gate = CountedGate(site.keys, site.port)
+        gate = CountedGate(site.server, site.keys, site.port)
         proxies[0].target_port = gate.port
         proxies[0].cut(0)  # what was connected before
         yield Trial(site, gate, proxies, overrides, output)

@@ -7,6 +7,7 @@ here it is. What it keeps lies under the folder of the server or the client, and
 import os
 import shlex
 import socket
+import ssl
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,10 +40,14 @@ def server_home(folder: Path) -> Path:
 
 def environment_of(folder: str) -> dict[str, str]:
     """Of a program that talks to this folder's server. Raises FedmaskError where it is no server's."""
-    home = server_home(Path(folder))
-    if not (home / "config.toml").is_file():
+    check_server(folder)
+    return environment(server_home(Path(folder)))
+
+
+def check_server(folder: str) -> None:
+    """Raises FedmaskError where no server was ever started with this folder."""
+    if not (server_home(Path(folder)) / "config.toml").is_file():
         raise FedmaskError(f"folder={folder or 'DIR'}: must be the folder of a server that start_server.py has started")
-    return environment(home)
 
 
 def superlink(folder: Path, keys: Path, port: int) -> list[str]:
@@ -53,8 +58,29 @@ def superlink(folder: Path, keys: Path, port: int) -> list[str]:
     check_keys(keys)
     tls = ["--ssl-ca-certfile", keys / AUTHORITY, "--ssl-certfile", keys / SERVER_CERTIFICATE]
     tls += ["--ssl-keyfile", keys / SERVER_KEY]
-    where = ["--host", LOOPBACK, "--port", port, "--database", folder.resolve() / "state.db"]
+    where = ["--host", LOOPBACK, "--port", port, "--database", database(folder)]
     return _command("flower-superlink", [*tls, "--enable-supernode-auth", *where])
+
+
+def database(folder: Path) -> Path:
+    """In which the server keeps messages, and the keys of registered clients."""
+    return folder.resolve() / "state.db"
+
+
+def authority(keys: Path) -> ssl.SSLContext:
+    """By which the server is known."""
+    return ssl.create_default_context(cafile=str(keys / AUTHORITY))
+
+
+def own_tls(keys: Path) -> ssl.SSLContext:
+    """Of a program that clients reach under the server's name. Raises FedmaskError where the keys are none."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.options |= ssl.OP_NO_RENEGOTIATION  # which costs a server more than its caller
+    try:
+        context.load_cert_chain(keys / SERVER_CERTIFICATE, keys / SERVER_KEY)
+    except ssl.SSLError as error:
+        raise FedmaskError(f"{keys}: {SERVER_CERTIFICATE} and {SERVER_KEY} are no pair ({error.reason})") from error
+    return context
 
 
 def check_keys(keys: Path) -> None:

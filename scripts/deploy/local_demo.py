@@ -104,7 +104,8 @@ class Site:
     def start_gate(self) -> None:
         """As start_server."""
         ports = [f"port={self.gate_port}", f"server_port={self.port}"]
-        self.start("gate", "open_gate.py", f"keys={self.keys}", f"host={flower.LOOPBACK}", *ports)
+        folders = [f"folder={self.server}", f"keys={self.keys}"]
+        self.start("gate", "open_gate.py", *folders, f"host={flower.LOOPBACK}", *ports)
         self._await_answer(self.gate_port)
 
     def _await_answer(self, port: int) -> None:

@@ -148,7 +148,7 @@ def test_strangers_are_refused(deployed: Deployment, stranger: Callable[..., Pat
     known = ["--root-certificates", str(deployed.site.keys / "authority.crt")]
     other = ["--root-certificates", str(tmp_path / "other" / "authority.crt")]
     arguments, said = {
-        "unregistered key": ([*known, *key], "Failed to activate SuperNode"),
+        "unregistered key": ([*known, *key], "no registered client has signed this call"),
         "another authority": ([*other, *key], "Connection attempt failed"),
         "plain text": (["--insecure"], "Connection attempt failed"),
     }[kind]

@@ -213,7 +213,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_written(tmp_path: Path,
         with pytest.raises(FedmaskError, match=taken):
             start_server([f"folder={tmp_path / 'server'}", f"keys={tmp_path}", f"port={port}"])
         with pytest.raises(FedmaskError, match=taken):
-            open_gate([f"keys={tmp_path}", f"port={port}", "host=127.0.0.1"])
+            open_gate([f"folder={tmp_path}", f"keys={tmp_path}", f"port={port}", "host=127.0.0.1"])
     assert not (tmp_path / "server").exists()
     check_free("port", port)  # what has ended holds none
 

@@ -15,7 +15,7 @@ from flwr.app import Message, RecordDict
 
 import chaos
 from client.app import app as client_app
-from faults import byzantine, kills, replies
+from faults import byzantine, gate, kills, replies
 from faults.left import differences
 from faults.loss import Losing, loss
 from faults.malformed import KINDS
@@ -69,7 +69,7 @@ def settings(tmp_path: Path) -> Settings:
         (["replies=10", "rounds=none"], "rounds=none: must be a whole number of at least 1"),
         (["replies=10", "compare=[alone]"], "compare=[alone]: chaos takes no compare"),
         (["kills=1", "jobs=0"], "jobs=0: must be a whole number of at least 1"),
-        (["kills=0"], "give either one of kills, replies, loss, byzantine, each above 0, or report=true"),
+        (["kills=0"], "give either one of kills, replies, loss, byzantine, gate, each above 0, or report=true"),
         (["kills=1", "report=true"], "give either one of kills, "),
         (["report=yes"], "report=yes: must be true or false"),
         (["report=true"], "runs/chaos/chaos.json: there is no such file; run the parts with output=runs/chaos first"),
@@ -247,3 +247,28 @@ def test_scores_stand_beside_those_of_the_run_without_harm(settings: Settings, m
         FedmaskError, match=r"undisturbed: holds a run of other overrides, name another output \(seed=1"
     ):
         loss(0.5, replace(settings, overrides=(*settings.overrides, "seed=1")))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Gate: its callers are tested in tests/deploy/test_open_gate.py
+# ----------------------------------------------------------------------------------------------------------------------
+
+HELD = gate.Row("send a byte a second", 500, 700, {"kept": [0.1, 0.2], "new": [1.9]}, gate=10**8, grown=10**6)
+
+
+@pytest.mark.parametrize(
+    ("row", "log", "passed"),
+    [
+        (HELD, "gate, turned away: 5\n", True),
+        (replace(HELD, calls={"kept": [2.1], "new": [0.1]}), "", False),
+        (replace(HELD, calls={"kept": [], "new": [0.1]}), "", False),
+        (replace(HELD, gate=2 * 10**8), "", False),
+        (replace(HELD, grown=10**7), "", False),
+        (HELD, "Traceback (most recent call last):\n" + 40 * "  line\n", False),
+    ],
+)
+def test_a_gate_that_does_not_hold_is_told(row: gate.Row, log: str, passed: bool) -> None:
+    outcome = gate._outcome(500, [row], log)
+    assert outcome.passed is passed
+    assert len(outcome.rows[0]) == len(outcome.columns)
+    assert "500 callers that send a byte a second, 100 bodies of 60 MB and others" in outcome.figure
