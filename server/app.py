@@ -25,11 +25,12 @@ from fedmask.masks import RULES, Mask, MaskRecipe, exact_zeros, select
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.busy_machine import busy_line
 from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
-from fedmask.runs.config import ConfigError, RunConfig, shown
+from fedmask.runs.config import ConfigError, RunConfig
 from fedmask.runs.console import RunProgress, console
 from fedmask.runs.folder import RunFolder, default_output
 from fedmask.runs.outcome import lost_clients, lost_lines, unscored
 from fedmask.runs.tensorboard import Scalars, check_installed
+from fedmask.shown import shown
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
 from fedmask.training.fitness import check_fitness

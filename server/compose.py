@@ -22,20 +22,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
 from fedmask.files import path_fault
-from fedmask.runs.config import (
-    KEYS,
-    ConfigError,
-    Key,
-    RunConfig,
-    build,
-    check,
-    flat,
-    from_yaml,
-    read_value,
-    shown,
-    to_dict,
-)
+from fedmask.runs.config import KEYS, ConfigError, Key, RunConfig, build, check, flat, from_yaml, read_value, to_dict
 from fedmask.runs.strict_yaml import read_mapping_file
+from fedmask.shown import shown
 from fedmask.tasks import SOURCES
 from server.overrides import NAMED_BY, Overrides, read_overrides
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.config import KEYS, is_allowed, not_allowed, one_of_text, plain_value, shown, unknown_key
+from fedmask.runs.config import KEYS, is_allowed, not_allowed, one_of_text, plain_value, unknown_key
 from fedmask.runs.other_words import meant_by
+from fedmask.shown import shown
 
 # The key by which a group's file says which one it is. Set alone, it would leave the options of another file behind.
 NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}

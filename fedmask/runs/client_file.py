@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedmask.errors import ConfigError, FedmaskError
 from fedmask.files import path_fault
-from fedmask.runs.config import KEYS, Allowed, column_faults, path_text, read_value, shown
+from fedmask.runs.config import KEYS, Allowed, column_faults, path_text, read_value
 from fedmask.runs.strict_yaml import read_mapping_file
+from fedmask.shown import shown
 
 if TYPE_CHECKING:
     from fedmask.wire.setup import Settings  # torch: whoever starts a client's processes needs none of it

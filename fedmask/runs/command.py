@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from fedmask.errors import FedmaskError
 from fedmask.files import path_fault, with_home
 from fedmask.runs.other_words import as_key
+from fedmask.shown import line
 
 _HELP = ("--help", "-h", "help")
 
@@ -31,7 +32,7 @@ def exit_code(work: Callable[[], int | None], when_stopped: str = "stopped") -> 
         print(when_stopped, file=sys.stderr)
         return STOPPED
     except OSError as error:
-        print(error if error.filename is None else f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(line(str(error) if error.filename is None else f"{error.filename}: {error.strerror}"), file=sys.stderr)
         return MISUSED
 
 

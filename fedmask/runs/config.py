@@ -18,6 +18,7 @@ from fedmask.errors import FedmaskError
 from fedmask.files import with_home
 from fedmask.runs.other_words import OTHER_VALUES, meant_by
 from fedmask.runs.strict_yaml import read_mapping, read_mapping_file
+from fedmask.shown import shown
 from fedmask.tasks import SOURCES
 from fedmask.tasks.labels import alike, clean, shown_both
 
@@ -904,15 +905,3 @@ def _suggestion(value: object, choices: Collection[str]) -> str:
     close = meant or [match for word in words for match in difflib.get_close_matches(word, choices, n=1)]
     close = [match for match in close if match not in words]
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def shown(value: object) -> str:
-    """A value as it is written on the command line, on one line and not beyond reason long."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, list | tuple):
-        return f"[{','.join(shown(entry) for entry in value)}]"
-    text = str(value)
-    if isinstance(value, str) and (not text or not text.isprintable() or text != text.strip()):
-        text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -27,7 +27,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
-from fedmask.files import LOCK, locked, remove_scraps, write_atomically
+from fedmask.files import LOCK, locked, make_folder, remove_scraps, write_atomically
 from fedmask.runs.checkpoint import Checkpoint, load_checkpoint
 from fedmask.runs.config import RunConfig, read_config, to_dict
 from fedmask.wire.ledger import LedgerLine
@@ -114,7 +114,7 @@ class RunFolder:
         self._move(self.path, self._replaced)
         # First of all files: a folder without it holds no run that could be resumed or replaced.
         self._write_config(config)
-        self.clients.mkdir(parents=True)
+        make_folder(self.clients)
         for name in _GROWING:
             (self.path / name).touch()
 
@@ -173,7 +173,7 @@ class RunFolder:
     def _move(self, source: Path, target: Path) -> None:
         found = [name for name in _ALL if (source / name).exists()]
         if found:
-            target.mkdir(parents=True, exist_ok=True)
+            make_folder(target)
         for name in found:
             (source / name).rename(target / name)
 

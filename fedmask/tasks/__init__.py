@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.labels import in_line
+from fedmask.shown import in_line
 
 if TYPE_CHECKING:
     from fedmask.tasks.task import Split, Task

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedmask.errors import FedmaskError, cause_line
 from fedmask.masks import Mask
@@ -18,7 +18,7 @@ from fedmask.models import BaseModel
 from fedmask.tasks.task import Split
 from fedmask.training.delta import SelectedEntries
 from fedmask.training.gradient import SelectedGradient
-from fedmask.training.text import TokenizedSplit, mean_over_tokens, mean_pooled, padding_id, tokenize
+from fedmask.training.text import TokenizedSplit, embedding_rows, mean_over_tokens, mean_pooled, padding_id, tokenize
 
 TEXT = "A short text, and then some more of it: 12 words that mean little."
 
@@ -53,7 +53,7 @@ TAKE_ANOTHER = "take another model, such as model=minilm"
 
 def check_ids(base: BaseModel) -> None:
     """The tokenizer's largest id and its padding have an embedding."""
-    rows = _embedding_rows(base.encoder)
+    rows = embedding_rows(base.encoder)
     vocabulary = base.tokenizer.get_vocab()
     word = max(vocabulary, key=vocabulary.__getitem__)
     wanted = {f"the tokenizer's largest id, of {word!r}": vocabulary[word], "padding": padding_id(base.tokenizer)}
@@ -63,15 +63,6 @@ def check_ids(base: BaseModel) -> None:
                 f"model {base.name}: {what}, is {token_id}, and the embeddings have rows for 0 to {rows - 1} only; "
                 "take the tokenizer that belongs to the model, or make the embeddings larger (resize_token_embeddings)"
             )
-
-
-def _embedding_rows(encoder: nn.Module) -> int | None:
-    """None where the model has no plain table of them: what it does with an id is seen when it reads one."""
-    try:
-        embeddings = encoder.get_input_embeddings()  # type: ignore[operator]
-    except Exception:  # a model whose class never said where they are
-        return None
-    return int(embeddings.num_embeddings) if isinstance(embeddings, nn.Embedding) else None
 
 
 # Features -------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Flower installs an app's packages anew at every run, asks for updates and report
 here it is. What it keeps lies under the folder of the server or the client, and nowhere at home.
 """
 
+import json
 import os
 import shlex
 import socket
@@ -11,11 +12,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import tomli_w
+
 import preparation
 from deploy.arguments import LOOPBACK
 from deploy.make_keys import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY
 from fedmask.errors import FedmaskError
-from fedmask.files import write_atomically
+from fedmask.files import check_own, write_atomically
 from fedmask.runs.client_file import ClientFile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,10 +61,11 @@ def superlink(folder: Path, keys: Path, port: int) -> list[str]:
 
 
 def check_keys(keys: Path) -> None:
-    """Raises FedmaskError where a file of `make_keys.py server` lacks."""
+    """Raises FedmaskError where a file of `make_keys.py server` lacks, or others could replace it."""
     for name in (AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY):
         if not (keys / name).is_file():
             raise FedmaskError(f"{keys / name}: there is none; make it with make_keys.py server folder={keys}")
+    check_own(keys, "name another folder with keys=DIR")
 
 
 def supernode(file: Path, own: ClientFile, port: int) -> list[str]:
@@ -69,8 +73,14 @@ def supernode(file: Path, own: ClientFile, port: int) -> list[str]:
     known = ["--root-certificates", own.authority, "--auth-supernode-private-key", own.key]
     where = ["--superlink", own.superlink, "--host", LOOPBACK, "--port", port]
     program = ROOT / "scripts" / "deploy" / "supernode.py"
-    own_file = f'client-file="{file.resolve()}"'
+    own_file = f"client-file={quoted(str(file.resolve()))}"
     return [sys.executable, str(program), *map(str, [*known, *where, "--node-config", own_file])]
+
+
+def quoted(text: str) -> str:
+    """A text in TOML, for Flower's arguments, which it cuts apart at the quotes before it reads them: none inside."""
+    escaped = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', "\\u0022").replace("\x7f", "\\u007f")
+    return f'"{escaped}"'
 
 
 def client_environment(own: ClientFile) -> dict[str, str]:
@@ -80,9 +90,9 @@ def client_environment(own: ClientFile) -> dict[str, str]:
 def connect(folder: Path, keys: Path, port: int) -> None:
     """Tell `flwr` on this machine where the server is and which authority it is known by."""
     authority = (keys / AUTHORITY).resolve()
-    lines = ["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]"]
-    lines += [f'address = "{LOOPBACK}:{port}"', f'root-certificates = "{authority}"', ""]
-    write_atomically(server_home(folder) / "config.toml", "\n".join(lines).encode())
+    known = {"address": f"{LOOPBACK}:{port}", "root-certificates": str(authority)}
+    told = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: known}})
+    write_atomically(server_home(folder) / "config.toml", told.encode(), private=True)
 
 
 def register(public_key: Path) -> list[str]:
