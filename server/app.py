@@ -25,7 +25,7 @@ from fedmask.masks import RULES, Mask, MaskRecipe, exact_zeros, select
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.busy_machine import busy_line
 from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
-from fedmask.runs.config import ConfigError, RunConfig
+from fedmask.runs.config import ConfigError, RunConfig, config_digest
 from fedmask.runs.console import RunProgress, console
 from fedmask.runs.folder import RunFolder, default_output
 from fedmask.runs.outcome import lost_clients, lost_lines, unscored
@@ -145,6 +145,7 @@ def _run_in(
         started - (0.0 if checkpoint is None else checkpoint.seconds),
         # Elsewhere, and on a GPU, this process waits for work that is not its own.
         config.threads if isinstance(grid, LocalGrid) and config.device == "cpu" else None,
+        config_digest(config),
     )
     strategy = MaskedAveraging(
         settings,
@@ -354,6 +355,7 @@ class _FolderObserver:
     """On the clock of `perf_counter`: when the run would have started, had it never stopped."""
     threads: int | None
     """Of this process, where it computes for the clients; None where others do."""
+    config_digest: str
     cpu_started: float = field(default_factory=time.process_time)
     """This process's CPU seconds when the round began."""
 
@@ -387,9 +389,8 @@ class _FolderObserver:
         if self.scalars is not None:
             self.scalars.add_round(line, messages, report.scores.by_client())
         # After the files whose lengths it tells; before anyone hears that the round has ended.
-        save_checkpoint(
-            self.folder.checkpoints, Checkpoint(report.state, round(self.seconds(), 3), self.folder.file_bytes())
-        )
+        seconds, file_bytes = round(self.seconds(), 3), self.folder.file_bytes()
+        save_checkpoint(self.folder.checkpoints, Checkpoint(report.state, seconds, file_bytes, self.config_digest))
         self.watching.round_ended(report)
         self._tell_a_busy_machine(report.seconds)
 

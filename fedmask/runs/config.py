@@ -5,6 +5,8 @@ are made. The library reads these dataclasses; only `server/compose.py` knows Hy
 """
 
 import difflib
+import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -495,7 +497,8 @@ class RunConfig:
         str | None,
         "Folder of a run that was stopped: it goes on after its last finished round, and ends as if it had never "
         "stopped. Its own config.yaml says all else; what is given beside may not differ from it, but rounds= may be "
-        "larger: a finished run then trains on, as if it had had so many rounds from the start",
+        "larger: a finished run then trains on, as if it had had so many rounds from the start. Where it names code to "
+        "run (data=python), trust=true has to be given as well",
         _or_null(path_text("a folder"), "a new run"),
     ]
 
@@ -767,6 +770,20 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain nested dicts of numbers, words, None and tuples, which YAML writes as lists; `build` takes them back."""
     return asdict(config)
 
+
+def config_digest(config: RunConfig) -> str:
+    """16 hex digits of what a run's config.yaml says, but for what a resume may change: rounds and places."""
+    said = flat(to_dict(config))
+    told = {
+        key: value
+        for key, value in said.items()
+        # A key that came later says nothing while it has the value that all had before.
+        if key not in _NOT_DIGESTED and not (key in ADDED_LATER and value == ADDED_LATER[key])
+    }
+    return hashlib.sha256(json.dumps(["fedmask-config-1", told], sort_keys=True).encode()).hexdigest()[:16]
+
+
+_NOT_DIGESTED = ("rounds", "output", "overwrite", "resume")
 
 ADDED_LATER: Mapping[str, object] = {
     "data.text": None,

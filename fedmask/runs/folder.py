@@ -29,7 +29,7 @@ import yaml  # type: ignore[import-untyped]
 from fedmask.errors import FedmaskError
 from fedmask.files import LOCK, locked, make_folder, remove_scraps, write_atomically
 from fedmask.runs.checkpoint import Checkpoint, load_checkpoint
-from fedmask.runs.config import RunConfig, read_config, to_dict
+from fedmask.runs.config import RunConfig, config_digest, read_config, to_dict
 from fedmask.wire.ledger import LedgerLine
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
@@ -136,6 +136,7 @@ class RunFolder:
         checkpoint = load_checkpoint(self.checkpoints)
         if checkpoint is None:
             return None
+        self._check_config(checkpoint)
         if checkpoint.state.round > config.rounds:
             raise FedmaskError(
                 f"rounds={config.rounds}: round {checkpoint.state.round} of the run in {self.path} has ended; "
@@ -152,6 +153,15 @@ class RunFolder:
         remove_scraps(self.checkpoints)
         remove_scraps(self.clients, in_subfolders=True)
         return checkpoint
+
+    def _check_config(self, checkpoint: Checkpoint) -> None:
+        """Raises FedmaskError where config.yaml is not what it was; an older version's checkpoint does not tell."""
+        path = self.path / CONFIG
+        if checkpoint.config_digest and config_digest(read_config(path)) != checkpoint.config_digest:
+            raise FedmaskError(
+                f"{path}: was changed since round {checkpoint.state.round} of this run ended, what in it is not known; "
+                "put it back as it was, or start again with overwrite=true"
+            )
 
     def abandon(self) -> None:
         """Undo `begin`: an earlier run's files are back, and nothing of this run is left; unless a round has ended."""
