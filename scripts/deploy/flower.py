@@ -6,6 +6,7 @@ here it is. What it keeps lies under the folder of the server or the client, and
 
 import json
 import os
+import secrets
 import shlex
 import socket
 import sys
@@ -69,12 +70,23 @@ def check_keys(keys: Path) -> None:
 
 
 def supernode(file: Path, own: ClientFile, port: int) -> list[str]:
-    """The client of this file. port: of this machine, by which its own processes talk to each other."""
+    """The client of this file. port: of this machine, by which its own processes talk to each other; no other process
+    is given a message there, for only they know the secret that `keep_secret` wrote."""
     known = ["--root-certificates", own.authority, "--auth-supernode-private-key", own.key]
     where = ["--superlink", own.superlink, "--host", LOOPBACK, "--port", port]
     program = ROOT / "scripts" / "deploy" / "supernode.py"
+    alone = ["--isolation", "process", "--superexec-auth-secret-file", _secret(own)]
     own_file = f"client-file={quoted(str(file.resolve()))}"
-    return [sys.executable, str(program), *map(str, [*known, *where, "--node-config", own_file])]
+    return [sys.executable, str(program), *map(str, [*known, *where, *alone, "--node-config", own_file])]
+
+
+def keep_secret(own: ClientFile) -> None:
+    """A new one for the processes of a client, which its own account alone may read."""
+    write_atomically(_secret(own), secrets.token_bytes(32), private=True)
+
+
+def _secret(own: ClientFile) -> Path:
+    return Path(own.folder) / "flower" / "superexec.secret"
 
 
 def quoted(text: str) -> str:
@@ -84,7 +96,28 @@ def quoted(text: str) -> str:
 
 
 def client_environment(own: ClientFile) -> dict[str, str]:
-    return environment(Path(own.folder) / "flower") | {"FEDMASK_CACHE_FOLDER": str(own.cache)}
+    """What the code that the server sends is given of this process's: nothing that is not on the list."""
+    handed_on = {
+        name: value
+        for name, value in environment(Path(own.folder) / "flower").items()
+        if name.startswith(_PREFIXES) or name in _HANDED_ON or (name.upper() in _PROXIES and "@" not in value)
+    }
+    return handed_on | {"FEDMASK_CACHE_FOLDER": str(own.cache)}
+
+
+_HANDED_ON = (
+    *("PATH", "LD_LIBRARY_PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
+    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT"),
+    *("TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "TOKENIZERS_PARALLELISM"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NO_PROXY", "no_proxy", "NVIDIA_VISIBLE_DEVICES"),
+    *("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "FLWR_LOG_LEVEL"),
+    *("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "RAY_USAGE_STATS_ENABLED", "PYTHONUNBUFFERED"),
+)
+_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "CUDA_", "PYTORCH_", "FEDMASK_")
+"""Where programs and libraries are, how texts are read, how many threads there are. Secrets have other names: tokens of
+the hub and of clouds, passwords."""
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+"""Where their addresses hold no password."""
 
 
 def connect(folder: Path, keys: Path, port: int) -> None:

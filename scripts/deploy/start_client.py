@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
     check_free("port", port)
     check(file, own)
     own_folder(Path(own.folder), f"name another folder in {file}", tighten=True)
+    flower.keep_secret(own)
     command = flower.supernode(file, own, port)
     environment = flower.client_environment(own)
     cold = flower.PROGRAMS / PROGRAM
