@@ -6,8 +6,8 @@ ends as well when its standard input does, a pipe of whoever started it: a Super
 killed would keep the next from being taken.
 
 The SuperExec is Flower's program that asks the SuperNode for messages and starts a process for each. Where Flower
-starts it by itself, the SuperNode gives a message to whoever asks on the loopback interface, any account of the machine.
-With `--superexec-auth-secret-file` it is started here: both know a secret then, and nobody else is given a message.
+starts it by itself, the SuperNode gives a message to whoever asks on the loopback interface, any account of the
+machine. With `--superexec-auth-secret-file` it is started here: both know a secret, and nobody else is given a message.
 """
 
 import argparse
