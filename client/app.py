@@ -28,6 +28,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.counts import check_room, count_training
 from client.held import keep_held
 from client.process import RunInProcess, begun_run, run_in_process
 from client.state import ClientState, Kept, LostStateError
@@ -115,6 +116,8 @@ def receive_mask(message: Message, context: Context) -> Message:
             _log().error("%s", error)
         refusal = {"client-id": _client_id(context, own), "inputs-mismatch": str(error)}
         return Message(pack(facts=refusal), reply_to=message)
+    if own is not None:
+        check_room(own, run.settings.run_id)
     context.state[SETUP] = _setup_record(setup_bytes)
     client = _client(run, context, own)
     check_token_types(run.texts.base, client.has_pairs)
@@ -168,6 +171,8 @@ def train(message: Message, context: Context) -> Message:
     server_round, told = whole_number(asked, "round"), dict[str, Fact]()
     if client.own is not None:
         client.own.check_round(client.run.settings, client.data.num_examples, server_round)
+        check_room(client.own, client.run.settings.run_id)
+        count_training(client.own, client.run.settings.run_id)
     received = _receive(client, message, asked)
     try:
         kept = _own_state(client, asked)

@@ -10,7 +10,11 @@ A simulation has no such file: its processes outlive their messages and hold the
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedmask.errors import FedmaskError
+from fedmask.file_facts import FileFacts
 from fedmask.sealed_file import read_sealed, write_sealed
 from fedmask.wire.downlink import Received
 
@@ -22,19 +26,33 @@ def keep_held(folder: Path, run_id: str, received: Received) -> None:
     held = received.held
     vectors = {name: version.values for (name, _), version in held.items()}
     of = {name: [layout, version.number] for (name, layout), version in held.items()}
-    write_sealed(_path(folder), _KIND, vectors, {"run_id": run_id, "of": of})
+    write_sealed(_path(folder), _KIND, vectors, {"run_id": run_id, "of": of}, private=True)
 
 
 def take_up_held(folder: Path, run_id: str, received: Received) -> None:
     """Give `received`, of a new process, what the last one kept; nothing where that cannot be had."""
     try:
-        facts, vectors = read_sealed(_path(folder), _KIND)
+        held = _read(_path(folder), run_id)
     except FedmaskError:
         return
-    if facts.get("run_id") != run_id:
-        return
-    for name, (layout, number) in facts["of"].items():
-        received.hold((name, layout), number, vectors[name])
+    for name, layout, number, values in held:
+        received.hold((name, layout), number, values)
+
+
+def _read(path: Path, run_id: str) -> list[tuple[str, str, int, NDArray[np.float32]]]:
+    """Name, layout digest, version and values (k,) of each vector of this run. Raises FedmaskError."""
+    found, vectors = read_sealed(path, _KIND)
+    facts = FileFacts(path, "file of held vectors", found)
+    if facts.text("run_id") != run_id:
+        return []
+    of, held = facts.mapping("of"), []
+    for name in of.found:
+        match of.list(name), vectors.get(name):
+            case [str(layout), int(number)], np.ndarray(ndim=1, dtype=np.float32) as values if 0 < number < 2**31:
+                held.append((name, layout, number, values))
+            case _:
+                facts.refuse(f"{name} is no vector with its version")
+    return held
 
 
 def _path(folder: Path) -> Path:

@@ -21,8 +21,10 @@ from fedmask.errors import FedmaskError, InputsMismatchError
 from fedmask.masks import Mask, MaskRecipe
 from fedmask.models import BaseModel, load_base
 from fedmask.models.identity import check_inputs
+from fedmask.models.size import num_parameters_of
+from fedmask.processes import machine_memory_bytes
 from fedmask.runs.client_file import ClientFile
-from fedmask.runs.config import DataConfig
+from fedmask.runs.config import DataConfig, ModelConfig
 from fedmask.tasks import Reading
 from fedmask.tasks.held import forget_tasks, held_tasks
 from fedmask.tasks.partition import ClientData, partition, pool, sole_client
@@ -35,6 +37,9 @@ from fedmask.training.text import TokenizedSplit, encode, tokenize
 from fedmask.training.token_cache import cached_tokens
 from fedmask.wire.downlink import Received
 from fedmask.wire.setup import Settings, Setup
+
+BYTES_A_PARAMETER = 8
+"""Float32 values are there twice while a base model is laid out in one piece."""
 
 
 class Texts:
@@ -189,8 +194,8 @@ def run_in_process(setup_bytes: bytes, own: ClientFile | None = None) -> RunInPr
 
 def begun_run(setup_bytes: bytes, own: ClientFile | None = None) -> RunInProcess:
     """As `run_in_process`, for a message after the first of a run: it goes on with the data that it began with."""
-    if own is not None and own.limits.memory_bytes is not None:
-        limit_memory(own.limits.memory_bytes)
+    if own is not None and own.memory_bytes is not None:
+        limit_memory(own.memory_bytes)
     run = _run_in_process(setup_bytes, own)
     if torch.get_num_threads() != run.settings.threads:
         torch.set_num_threads(run.settings.threads)
@@ -200,7 +205,10 @@ def begun_run(setup_bytes: bytes, own: ClientFile | None = None) -> RunInProcess
 @lru_cache(maxsize=2)
 def _run_in_process(setup_bytes: bytes, own: ClientFile | None) -> RunInProcess:
     def as_here(settings: Settings) -> Settings:
-        return settings if own is None else own.applied_to(settings)
+        if own is None:
+            return settings
+        _check_size(settings.model, own)
+        return own.applied_to(settings)
 
     def texts(settings: Settings) -> Texts:
         return texts_for(as_here(settings), own)
@@ -211,6 +219,15 @@ def _run_in_process(setup_bytes: bytes, own: ClientFile | None) -> RunInProcess:
         check_fitness(run.texts.base, run.mask, setup.settings.data.max_length)
         take_up_held(own.states / run.settings.run_id, run.settings.run_id, run.received)
     return run
+
+
+def _check_size(model: ModelConfig, own: ClientFile) -> None:
+    """Raises FedmaskError where a server's geometry asks for a model that this client's memory does not hold."""
+    is_made = model.weights == "random" or model.hub is None
+    if not is_made or model.geometry is None or own.model_path is not None:
+        return
+    memory = machine_memory_bytes() if own.memory_bytes is None else own.memory_bytes
+    num_parameters_of(model.name, model.geometry, memory // BYTES_A_PARAMETER)
 
 
 # What follows is kept by the objects it is made from, and these are others once a file has changed: `held_tasks` and
@@ -270,4 +287,6 @@ population.cache_clear = _forget  # type: ignore[attr-defined]  # as of any cach
 
 def limit_memory(limit_bytes: int) -> None:
     """Bytes of data, shared libraries and mapped files apart, beyond which this process is given no memory."""
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limit_bytes if most == resource.RLIM_INFINITY else min(limit_bytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

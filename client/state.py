@@ -80,6 +80,8 @@ class ClientState:
         found = {key: facts.get(key) for key in expected}
         if found != expected:
             raise LostStateError(f"client {self._client_id}: {path} is of {_words(found)}, not of {_words(expected)}")
+        if any(values.ndim != 1 or values.dtype != np.float32 for values in vectors.values()):
+            raise LostStateError(f"client {self._client_id}: {path} holds other values than float32 vectors")
         if vectors.keys() & {_HEAD, f"{_OF}{_HEAD}"} and facts.get("head_layout") != layout.digest:
             raise FedmaskError(f"{path}: a head of another task than {layout.task} {layout.labels}")
         head, delta = (torch.from_numpy(vectors[name]) if name in vectors else None for name in (_HEAD, _DELTA))
@@ -96,7 +98,7 @@ class ClientState:
         }
         vectors |= {f"{_OF}{name}": residual for name, residual in kept.residuals.items()}
         facts = self._key | {"round": server_round, "head_layout": layout.digest}
-        write_sealed(self._path(server_round), "client-state", vectors, facts)
+        write_sealed(self._path(server_round), "client-state", vectors, facts, private=True)
         before = [number for number in self._rounds() if number <= state_round]
         for number in set(self._rounds()) - {server_round, *before[-KEPT_BEFORE:]}:
             self._path(number).unlink()

@@ -2,20 +2,25 @@
 
 from collections.abc import Sequence
 
+from fedmask.shown import line
+
 MAX_DETAIL_CHARACTERS = 500
 """Of what a peer sent, the most that a rejection quotes."""
 
 
 class FedmaskError(ValueError):
-    """Bad input or a broken promise between server and client, told in one line."""
+    """Bad input or a broken promise between server and client, told in one line, harmless whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(line(message))
 
 
 class ConfigError(FedmaskError):
     """Everything that is wrong with a configuration: one line a fault, `key=value: what is allowed`."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = tuple(faults)
+        self.faults = tuple(map(line, faults))
+        ValueError.__init__(self, "\n".join(self.faults))
 
     def __reduce__(self) -> tuple[type["ConfigError"], tuple[tuple[str, ...]]]:
         """From process to process with its faults, not with the text that they make."""
@@ -54,11 +59,10 @@ def cause_line(error: BaseException) -> str:
     the reason; the exception's type where it says nothing, and before a KeyError's, which is a key alone."""
     if isinstance(error, KeyError):
         return _one_line(f"KeyError: {error}")
-    lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
+    lines = [each.strip() for each in str(error).splitlines() if any(map(str.isalnum, each))]
     return _one_line(lines[-1]) if lines else type(error).__name__
 
 
 def _one_line(text: str) -> str:
-    shown = text if len(text) <= MAX_DETAIL_CHARACTERS else f"{text[:MAX_DETAIL_CHARACTERS]}..."
-    # A peer's escape sequences would reach the terminal.
-    return "".join(character if character.isprintable() else " " for character in shown)
+    one = line(text)
+    return one if len(one) <= MAX_DETAIL_CHARACTERS else f"{one[:MAX_DETAIL_CHARACTERS]}..."

@@ -1,10 +1,15 @@
-"""Files that are whole or not there: written under a temporary name, flushed, renamed. Folders of one process alone."""
+"""Files that are whole or not there: written under a temporary name, flushed, renamed. Folders of one process alone;
+folders that others cannot write."""
 
 import fcntl
 import os
+import secrets
+import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from fedmask.errors import FedmaskError
 
@@ -15,15 +20,16 @@ _SCRAPS = ".*.part"
 """The temporary names."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
     """Write the file so that a reader, or a kill at any moment, sees the old content or the new, never a part.
 
-    Its folder is flushed too, so that a file that is written later is not on the disk before this one.
+    Its folder is flushed too, so that a file that is written later is not on the disk before this one. private: whether
+    its owner alone may read it; other files are readable as the umask has it, and never writable by everybody.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with temporary.open("wb") as file:
+        with new_file(temporary, private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -33,12 +39,64 @@ def write_atomically(path: Path, content: bytes) -> None:
     _flush_folder(path.parent)
 
 
+def new_file(path: Path, private: bool) -> BinaryIO:
+    """A file that was not there: never one, or a link to one, that somebody has put in its place. private: as of
+    `write_atomically`. Raises FileExistsError where there is something."""
+    how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, how, 0o600 if private else 0o664), "wb")
+
+
 def _flush_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path, private: bool = False) -> None:
+    """Make a folder and those above it, where there are none: whatever the umask says, not everybody may write into
+    them. private: whether the last of them is its owner's alone; one that is there already stays as it is."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    for each in reversed(missing):
+        with suppress(FileExistsError):  # another process was quicker
+            each.mkdir(mode=0o700 if private and each == path else 0o775)
+    if not path.is_dir():
+        path.mkdir()  # raises: it is a file, or a link that leads nowhere
+
+
+def own_folder(path: Path, remedy: str, tighten: bool = False) -> None:
+    """Make a folder that is its owner's alone, where there is none, and hold one that is there against `check_own`.
+
+    tighten: whether one that is this user's is closed to all others instead of being refused.
+    """
+    make_folder(path, private=True)
+    if tighten and path.stat().st_uid == os.geteuid() and stat.S_IMODE(path.stat().st_mode) & _OTHERS:
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_OTHERS)
+    check_own(path, remedy)
+
+
+_OTHERS = 0o077
+_OTHERS_WRITE = 0o022
+
+
+def check_own(path: Path, remedy: str) -> None:
+    """Raises FedmaskError where somebody else could put files into a folder: it, or the link that leads to it, is
+    another user's (the administrator's apart), or others may write into it. remedy: what to do instead of mending it.
+    """
+    found = path.stat()
+    if not {found.st_uid, path.lstat().st_uid} <= {0, os.geteuid()}:
+        raise FedmaskError(f"{path}: this folder is another user's, who may put anything there; {remedy}")
+    if found.st_mode & _OTHERS_WRITE:
+        raise FedmaskError(
+            f"{path}: others may write into this folder; close it by `chmod go-w {shlex.quote(str(path))}`, or {remedy}"
+        )
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is this user's or the administrator's, and nobody else may write into it."""
+    found = path.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & _OTHERS_WRITE
 
 
 def home(variable: str) -> Path:
@@ -80,7 +138,7 @@ def locked(folder: Path, refusal: str) -> Iterator[None]:
     """
     path = folder / LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with path.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,8 @@
 
 First form: KEY=VALUE is as for simulate.py. Client 0 is sent the mask, trains for so many steps from a delta of zeros,
 and its update is what each codec encodes, for both ways. Second: configuration and base model of a finished run; its
-delta goes down, and what client 0 makes of it in so many steps comes up. The messages are those of a run, answered by
+delta goes down, and what client 0 makes of it in so many steps comes up; trust=true where that configuration names code
+to run (data=python). The messages are those of a run, answered by
 the client of a run, with what each codec makes of the delta in place of their payload. Third: score against the bytes
 of all messages.
 
@@ -35,8 +36,9 @@ from numpy.typing import NDArray
 
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
-from fedmask.runs.command import asks_for_help, exit_code, own_arguments, usable_path
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments, switch, usable_path
 from fedmask.runs.config import RunConfig, read_config
+from fedmask.runs.trust import TRUST, check_trusted
 from fedmask.wire.codecs import codec
 from fedmask.wire.projections import full_finetuning_bytes_each_way, projections
 from server.compose import compose
@@ -54,7 +56,7 @@ CODECS = (
     *("fp32", "fp16", "bf16", "int8", "int8+entropy", "int4", "int4+entropy", "sign"),
     *("topk:0.1:int4+entropy", "topk:0.05:sign", "topk:0.01:int4+entropy", "topk:0.005:sign"),
 )
-KEYS = ("codecs", "steps", "output", "run", "runs")
+KEYS = ("codecs", "steps", "output", "run", "runs", TRUST)
 LINKS_MBIT = (10, 100)
 TABLE, PLOT = "communication.csv", "communication.png"
 SEED = 1
@@ -74,6 +76,8 @@ class Request:
     runs: tuple[Path, ...]
     overrides: tuple[str, ...]
     """Of the configuration; none with run or runs."""
+    is_trusted: bool
+    """Whether code may be run that the configuration of `run` names."""
 
 
 def main(arguments: list[str]) -> int:
@@ -93,7 +97,7 @@ def run(request: Request) -> None:
 def read_request(arguments: Sequence[str]) -> Request:
     """Raises FedmaskError for an argument that has no sense, and for a codec that does not exist."""
     own, overrides = own_arguments(arguments, KEYS, paths=("output", "run"))
-    given = {"steps": "5", "output": "runs/communication"} | own
+    given = {"steps": "5", "output": "runs/communication", TRUST: "false"} | own
     codecs = _listed(given["codecs"]) if "codecs" in given else CODECS
     for spec in codecs:
         codec(spec)
@@ -110,6 +114,7 @@ def read_request(arguments: Sequence[str]) -> Request:
         run=Path(given["run"]) if "run" in given else None,
         runs=tuple(Path(usable_path("runs", path)) for path in _listed(given["runs"])) if "runs" in given else (),
         overrides=tuple(overrides),
+        is_trusted=switch(given, TRUST),
     )
 
 
@@ -187,7 +192,7 @@ def measure(request: Request) -> None:
 
 def _config(request: Request) -> RunConfig:
     """With as many examples a client as the steps take, in one epoch; what is measured is the delta, not a head."""
-    config = compose(request.overrides) if request.run is None else _config_of(request.run)
+    config = compose(request.overrides) if request.run is None else _config_of(request.run, request.is_trusted)
     if config.baseline != "none":
         raise FedmaskError(f"baseline={config.baseline}: sends no vectors; there is nothing to measure")
     data = replace(config.data, examples_per_client=request.steps * config.client.batch_size)
@@ -197,12 +202,14 @@ def _config(request: Request) -> RunConfig:
     return replace(config, data=data, client=client, codec=codec)
 
 
-def _config_of(run: Path) -> RunConfig:
+def _config_of(run: Path, is_trusted: bool) -> RunConfig:
     from fedmask.runs.folder import CONFIG, SUMMARY
 
     if not (run / SUMMARY).is_file():
         raise FedmaskError(f"{run}: holds no finished run, for it has no {SUMMARY}; name the folder of one")
-    return read_config(run / CONFIG)
+    config = read_config(run / CONFIG)
+    check_trusted(config, f"run={run}", is_trusted)
+    return config
 
 
 def _adapter(run: Path | None) -> Values | None:

@@ -12,7 +12,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH1
 OLDEST = (3, 11)
 NEEDED = (
     *("flwr", "flwr_datasets", "torch", "transformers", "datasets", "numpy", "constriction", "matplotlib"),
-    *("hydra", "safetensors", "rich", "h11", "httpx", "huggingface_hub", "yaml"),
+    *("hydra", "safetensors", "rich", "h11", "httpx", "huggingface_hub", "yaml", "tomli_w"),
 )
 """What pyproject.toml names, by the names under which it is imported."""
 QUIET = {

@@ -1,10 +1,11 @@
 """Run a study, a grid of runs in cells, or rebuild its tables:
 
     python scripts/study.py experiment=NAME [data.root=DIR] [seeds=3] [jobs=2] [budget_hours=H] [output=DIR]
-        [results=FILE]
+        [results=FILE] [trust=true]
     python scripts/study.py experiment=NAME report=true [output=DIR] [results=FILE]
 
-NAME is a file of conf/study, or the path of a YAML file like them. Each cell is a run folder under DIR, by default
+NAME is a file of conf/study, or the path of a YAML file like them, with trust=true where it names code to run
+(data=python). Each cell is a run folder under DIR, by default
 runs/study-NAME; a finished cell is never run again, so the command can be stopped at any moment and given again.
 results=FILE takes over the cells of a NAME.jsonl that was written elsewhere. Before it starts it says what it will
 cost, and refuses more than the study's own budget_hours unless a larger one is given.
@@ -31,7 +32,7 @@ from pathlib import Path
 from fedmask.errors import FedmaskError
 from fedmask.files import locked, write_atomically
 from fedmask.processes import end_with_parent
-from fedmask.runs.command import asks_for_help, exit_code, own_arguments, usable_path
+from fedmask.runs.command import asks_for_help, exit_code, own_arguments, switch, usable_path
 from fedmask.runs.commit import commit_of
 from fedmask.runs.config import RunConfig
 from fedmask.runs.folder import REPORT, SUMMARY
@@ -46,12 +47,13 @@ from fedmask.runs.study import (
     read_results,
     read_study,
 )
+from fedmask.runs.trust import TRUST, check_trusted
 from server.compose import CONF, STUDIES, compose
 
 ROOT = CONF.parent
 DOCS = ROOT / "docs" / "studies"
 CELL_FILE = "cell.json"
-KEYS = ("experiment", "seeds", "jobs", "budget_hours", "output", "results", "report")
+KEYS = ("experiment", "seeds", "jobs", "budget_hours", "output", "results", "report", TRUST)
 DATA = "data.root"
 """The one key of a run that is given beside: where data lies is no part of a study."""
 
@@ -70,6 +72,8 @@ class Request:
     results: Path | None
     """Cells that finished elsewhere."""
     report: bool
+    is_trusted: bool
+    """Whether code may be run that a study of the caller's names."""
     here: tuple[str, ...]
     """Overrides that say where data lies on this machine; they are no part of a cell."""
 
@@ -102,7 +106,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     own, others = own_arguments(arguments, (*KEYS, DATA), paths=("output", "results", DATA))
     if others:
         raise FedmaskError(f"{others[0]}: unknown; the keys are {', '.join(KEYS)} and {DATA}")
-    given = {"seeds": "3", "jobs": "1", "report": "false"} | own
+    given = {"seeds": "3", "jobs": "1", "report": "false", TRUST: "false"} | own
     file = _study_file(given.get("experiment", ""))
     study = read_study(file)
     if _whole(own, "seeds", "1") > 1 and not any(row.is_finalist for row in study.rows.values()):
@@ -118,7 +122,8 @@ def read_request(arguments: Sequence[str]) -> Request:
         budget_hours=_hours(given.get("budget_hours", str(study.budget_hours))),
         output=Path(given.get("output") or f"runs/study-{study.name}"),
         results=Path(given["results"]) if given.get("results") else None,
-        report=_switch(given, "report"),
+        report=switch(given, "report"),
+        is_trusted=switch(given, TRUST),
         here=(f"{DATA}={Path(own[DATA]).resolve()}",) if DATA in own else (),
     )
 
@@ -150,12 +155,6 @@ def _hours(text: str) -> float:
     if not hours > 0:
         raise FedmaskError(f"budget_hours={text}: must be a number above 0")
     return hours
-
-
-def _switch(given: Mapping[str, str], key: str) -> bool:
-    if given[key] not in ("true", "false"):
-        raise FedmaskError(f"{key}={given[key]}: must be true or false")
-    return given[key] == "true"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -318,8 +317,10 @@ def estimated_seconds(cells: Sequence[Cell], request: Request) -> dict[str, floa
     path = request.output / "seconds_per_example.json"
     measured = _measured_before(path)
     seconds = {}
-    for cell in {cell.kind: cell for cell in cells}.values():
-        config = compose([*cell.overrides, *request.here])
+    configs = {cell.kind: (cell, compose([*cell.overrides, *request.here])) for cell in cells}
+    for _, config in configs.values():
+        check_trusted(config, f"experiment={request.study.name}", request.is_trusted or not request.is_own)
+    for cell, config in configs.values():
         work = f"{cell.setting} {config.mask.rule} {config.mask.density}"
         if work not in measured:
             print(f"measuring what an example takes: {work}", flush=True)

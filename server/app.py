@@ -26,12 +26,13 @@ from fedmask.masks import RULES, Mask, MaskRecipe, exact_zeros, select
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.busy_machine import busy_line
 from fedmask.runs.checkpoint import Checkpoint, save_checkpoint
-from fedmask.runs.config import ADDED_LATER, ConfigError, RunConfig, shown
+from fedmask.runs.config import ADDED_LATER, ConfigError, RunConfig, config_digest
 from fedmask.runs.console import RunProgress, console
 from fedmask.runs.folder import RunFolder, default_output
 from fedmask.runs.outcome import lost_clients, lost_lines, unscored
 from fedmask.runs.registry import VARIABLE, Binding, read_registry
 from fedmask.runs.tensorboard import Scalars, check_installed
+from fedmask.shown import shown
 from fedmask.tasks import load_tasks
 from fedmask.training.delta import Delta
 from fedmask.training.fitness import check_fitness
@@ -146,6 +147,7 @@ def _run_in(
         started - (0.0 if checkpoint is None else checkpoint.seconds),
         # Elsewhere, and on a GPU, this process waits for work that is not its own.
         config.threads if isinstance(grid, LocalGrid) and config.device == "cpu" else None,
+        config_digest(config),
     )
     strategy = MaskedAveraging(
         settings,
@@ -369,6 +371,7 @@ class _FolderObserver:
     """On the clock of `perf_counter`: when the run would have started, had it never stopped."""
     threads: int | None
     """Of this process, where it computes for the clients; None where others do."""
+    config_digest: str
     cpu_started: float = field(default_factory=time.process_time)
     """This process's CPU seconds when the round began."""
 
@@ -402,9 +405,8 @@ class _FolderObserver:
         if self.scalars is not None:
             self.scalars.add_round(line, messages, report.scores.by_client())
         # After the files whose lengths it tells; before anyone hears that the round has ended.
-        save_checkpoint(
-            self.folder.checkpoints, Checkpoint(report.state, round(self.seconds(), 3), self.folder.file_bytes())
-        )
+        seconds, file_bytes = round(self.seconds(), 3), self.folder.file_bytes()
+        save_checkpoint(self.folder.checkpoints, Checkpoint(report.state, seconds, file_bytes, self.config_digest))
         self.watching.round_ended(report)
         self._tell_a_busy_machine(report.seconds)
 

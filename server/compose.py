@@ -22,20 +22,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
 from fedmask.files import path_fault
-from fedmask.runs.config import (
-    KEYS,
-    ConfigError,
-    Key,
-    RunConfig,
-    build,
-    check,
-    flat,
-    from_yaml,
-    read_value,
-    shown,
-    to_dict,
-)
+from fedmask.runs.config import KEYS, ConfigError, Key, RunConfig, build, check, flat, from_yaml, read_value, to_dict
 from fedmask.runs.strict_yaml import read_mapping_file
+from fedmask.runs.trust import check_trusted
+from fedmask.shown import shown
 from fedmask.tasks import SOURCES
 from server.overrides import NAMED_BY, Overrides, read_overrides
 
@@ -50,7 +40,8 @@ _LEFT_OPEN = ("data.tasks", "client.learning_rate", "threads", "output")
 def compose(overrides: Sequence[str]) -> RunConfig:
     """The checked configuration of `conf/config.yaml` with `key=value` overrides, as given on the command line.
 
-    With `resume=DIR` it is that of DIR/config.yaml, and no override may differ from it but a larger `rounds=`. Else
+    With `resume=DIR` it is that of DIR/config.yaml, and no override may differ from it but a larger `rounds=`; where it
+    names code to run, `trust=true` has to stand beside it. Else
     `GROUP=NAME` takes conf/GROUP/NAME.yaml; of a key given twice the last counts. Lists are written `[a,b]`; in them a
     text with special characters stands in quotes. A text and a path are taken as written, a leading ~ of a path as a
     home folder.
@@ -92,6 +83,10 @@ def _resumed(given: Overrides) -> RunConfig:
     config = replace(saved, resume=folder, output=folder, rounds=_more_rounds(given.values.get("rounds"), saved.rounds))
     held = flat(to_dict(config))
     faults = [*given.faults, *_differences(_given(given.choices, given.values), held), *_path_faults(held)]
+    try:
+        check_trusted(config, f"resume={shown(folder)}", given.is_trusted)
+    except FedmaskError as fault:
+        faults.append(str(fault))
     if faults:
         raise ConfigError(faults)
     return config

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.config import shown
 from fedmask.runs.registry import Binding
+from fedmask.shown import shown
 from fedmask.tasks.metrics import METRICS
 from fedmask.wire.messages import Facts, whole_number, word
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.config import KEYS, is_allowed, not_allowed, one_of_text, plain_value, shown, unknown_key
+from fedmask.runs.config import KEYS, is_allowed, not_allowed, one_of_text, plain_value, unknown_key
 from fedmask.runs.other_words import meant_by
+from fedmask.runs.trust import TRUST
+from fedmask.shown import shown
 
 # The key by which a group's file says which one it is. Set alone, it would leave the options of another file behind.
 NAMED_BY = {"model": "model.name", "data": "data.source", "mask": "mask.rule"}
@@ -45,6 +47,8 @@ class Overrides:
     """Dotted keys that were given something, which is a fault."""
     faults: list[str] = field(default_factory=list)
     """One line each."""
+    is_trusted: bool = False
+    """Whether code may be run that the configuration to resume names."""
 
 
 def read_overrides(
@@ -59,14 +63,24 @@ def read_overrides(
         try:
             if is_split:
                 raise FedmaskError(_not_key_value(override, groups))
-            if key in groups and equals:
+            if key == TRUST and equals:
+                read.is_trusted = _is_trusted(text)
+            elif key in groups and equals:
                 read.choices[key] = _choice(key, text, groups[key], studies)
             else:
                 read.values[key] = _value(override, groups)
         except FedmaskError as fault:
             read.faults.append(str(fault))
             read.undecided.add(NAMED_BY.get(key, key))
+    if read.is_trusted and not read.values.get("resume"):
+        read.faults.append(f"{TRUST}=true: goes with resume=FOLDER, for code that its config.yaml names; leave it out")
     return read
+
+
+def _is_trusted(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise FedmaskError(f"{TRUST}={shown(text)}: must be true or false")
+    return text == "true"
 
 
 def given_twice(overrides: Sequence[str]) -> Iterator[str]:

@@ -29,7 +29,8 @@ from flwr.simulation import run_simulation
 from flwr.supercore.run import Run
 
 from fedmask.errors import FedmaskError
-from fedmask.runs.config import RayConfig, shown, usable_cpus
+from fedmask.runs.config import RayConfig, usable_cpus
+from fedmask.shown import shown
 from fedmask.wire.messages import error_reply
 
 POLL_SECONDS = 0.05

@@ -28,8 +28,9 @@ from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
 from fedmask.randomness import seed_for
 from fedmask.runs.checkpoint import ClientRecord, ServerState
-from fedmask.runs.config import ServerConfig, shown
+from fedmask.runs.config import ServerConfig
 from fedmask.runs.registry import Binding
+from fedmask.shown import shown
 from fedmask.wire.downlink import Downlink, Expected
 from fedmask.wire.ledger import UNKNOWN_CLIENT, Ledger
 from fedmask.wire.messages import Fact, Facts, facts_of, pack, payload_of

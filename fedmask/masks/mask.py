@@ -29,11 +29,12 @@ from fedmask.errors import FedmaskError, MaskMismatchError
 from fedmask.masks import indices as index_coding
 from fedmask.masks.digest import base_digest as digest_of_base
 from fedmask.masks.indices import Indices
+from fedmask.plain_json import plain_json
 
 _MAGIC = b"fedmask1"
 _PREFIX = struct.Struct("<8s32sII")
 _MAX_HEADER_BYTES = 1 << 22
-_MAX_RECIPE_BYTES = 1 << 16
+MAX_RECIPE_BYTES = 1 << 16
 _MAX_PARAMETERS = 1 << 40
 _MAX_DIMENSIONS = 16
 MAX_SELECTED = 1 << 29
@@ -171,7 +172,7 @@ class MaskRecipe:
     @staticmethod
     def from_bytes(data: bytes) -> "MaskRecipe":
         """The inverse of `to_bytes`; raises FedmaskError for bytes that are no recipe of this version."""
-        fields = _parse_json(data, "mask recipe") if len(data) <= _MAX_RECIPE_BYTES else None
+        fields = _parse_json(data, "mask recipe") if len(data) <= MAX_RECIPE_BYTES else None
         keys = {"rule", "options", "ties", "base-digest", "mask-digest"}
         if not isinstance(fields, dict) or fields.keys() - {"inputs"} != keys or fields["ties"] != _TIES:
             raise FedmaskError("mask recipe: not one of this version of fedmask; update the older side")
@@ -303,8 +304,8 @@ def _decode_payloads(tensors: list[_CodedTensor], payloads: bytes) -> dict[str, 
 
 def _parse_json(data: bytes, what: str) -> Any:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return plain_json(data)
+    except ValueError:
         raise FedmaskError(f"{what}: damaged (not JSON); send it again") from None
 
 

@@ -5,23 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.checks import short
+from fedmask.shown import shown
+from fedmask.training.vector_file import MAX_LENGTH
 
 SECTION = "fedmask"
 """The key of config.json under which the facts stand."""
-
-
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "base_name": (str,),
-    "base_digest": (str,),
-    "inputs": (dict,),
-    "run": (str, type(None)),
-    "digest": (str,),
-    "stand_in_id": (int,),
-    "task": (str, type(None)),
-    "pairs": (bool, type(None)),
-}
-"""What each fact but the length may be."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +46,18 @@ class MergedFacts:
             facts = MergedFacts(**section)
         except TypeError as error:
             raise FedmaskError(f"config.json: its section {SECTION} is damaged ({error}); merge again") from error
-        for name, types in _TYPES.items():
-            if type(value := getattr(facts, name)) not in types:
-                raise FedmaskError(f"config.json: {SECTION}.{name} is {short(value)}; merge again")
-        if type(facts.max_length) is not int or facts.max_length < 1:
+        for name, kinds in _KINDS.items():
+            if type(value := getattr(facts, name)) not in kinds:
+                raise FedmaskError(f"config.json: {SECTION}.{name} is {shown(value)}; merge again")
+        if not 1 <= facts.max_length <= MAX_LENGTH:
             raise FedmaskError(f"config.json: {SECTION}.max_length is {facts.max_length!r}, no length; merge again")
         return facts
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("base_name", "base_digest", "digest"), (str,)),
+    **dict.fromkeys(("run", "task"), (str, type(None))),
+    **dict.fromkeys(("max_length", "stand_in_id"), (int,)),
+    "inputs": (dict,),
+    "pairs": (bool, type(None)),
+}

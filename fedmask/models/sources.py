@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from transformers import AutoConfig
 
 from fedmask.errors import FedmaskError
+from fedmask.shown import shown
 
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -46,11 +47,23 @@ def resolve(name: str, hub: str | None, path: str | None) -> Source:
             raise FedmaskError(f"model.path={path}: there is no such folder; name a model folder or a hub name")
         return _reachable(path, path)
     assert hub is not None
+    check_hub_name(hub)
     if _is_cached(hub):
         return Source(hub, local_files_only=True)
     if hub == MINILM_HUB_NAME and (folder := bundled_minilm()) is not None:
         return Source(str(folder), local_files_only=True)
     return _reachable(name, hub)
+
+
+def check_hub_name(hub: str) -> None:
+    """Raises FedmaskError for what libraries would take for another thing than a name on the hub."""
+    if not _is_hub_name(hub):
+        raise FedmaskError(f"model.hub={shown(hub)}: no name of the model hub; a folder is given as model.path")
+    if Path(hub).exists():  # of wherever this process was started
+        raise FedmaskError(
+            f"model.hub={hub}: there is such a folder here, which would be read in place of the hub's model; start in "
+            "another folder, or give it as model.path"
+        )
 
 
 def _is_hub_name(path: str) -> bool:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBa
 
 from fedmask.errors import FedmaskError, cause_line
 from fedmask.models.identity import PROBES
-from fedmask.models.sources import bundled_minilm, in_hub_cache
+from fedmask.models.sources import bundled_minilm, check_hub_name, in_hub_cache
 
 TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece", "bpe")
 """How the names of a tokenizer's files begin, of all kinds."""
@@ -21,6 +21,8 @@ def tokenizer_for(hub: str | None, path: str | None, vocab_size: int) -> PreTrai
     Raises FedmaskError where there is a tokenizer of its own that cannot be read.
     """
     own = path if path is not None else hub
+    if path is None and hub is not None:
+        check_hub_name(hub)
     if own is not None and _has_tokenizer(own):
         return tokenizer_at(own, local_files_only=True)
     if vocab_size >= 30522 and (folder := bundled_minilm()) is not None:

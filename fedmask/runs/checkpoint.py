@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmask.errors import FedmaskError
+from fedmask.file_facts import FileFacts
 from fedmask.sealed_file import read_sealed, write_sealed
+from fedmask.shown import shown
 from fedmask.wire.downlink import Broadcast, Key
+from fedmask.wire.vectors import MAX_STEPS
 
 KEPT = 2
 """Checkpoints in a folder: the last one, and the one to fall back on."""
@@ -28,6 +31,10 @@ _NAME = re.compile(r"round-(\d{5,})\.safetensors")
 _DELTA, _HEAD = "delta", "head/"
 _HELD, _CHANGE = "held/", "change/"
 """Before a vector's name: what clients hold of it; with a number, how they came to hold it."""
+_VECTOR_NAME = re.compile(r"(held/)?(delta|head/[0-9a-f]{64})")
+_CHANGE_NAME = re.compile(r"change/(0|[1-9][0-9]{0,8})/(delta|head/[0-9a-f]{64})")
+
+MAX_ROUND = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,10 @@ class ClientRecord:
     """Whether a cohort had it."""
     held_version: int | None
     """The newest version of the global vectors that it holds; 0: the zeros that all begin with; None: perhaps none."""
+
+
+_CLIENT_KINDS = (str, str, str, int, str, int, bool)
+"""Of a ClientRecord's values but the last, which may be None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +87,8 @@ class Checkpoint:
     """How long the run has taken until then."""
     file_bytes: Mapping[str, int]
     """By name how long the run folder's growing files were."""
+    config_digest: str = ""
+    """`config_digest` of the run's configuration; empty where an older version wrote the checkpoint."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -93,6 +106,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "clients": [[client_id, *_row(record)] for client_id, record in state.clients.items()],
         "seconds": checkpoint.seconds,
         "file_bytes": dict(checkpoint.file_bytes),
+        "config_digest": checkpoint.config_digest,
     }
     write_sealed(folder / f"round-{state.round:05d}.safetensors", "checkpoint", vectors, facts)
     for path in _newest_first(folder)[KEPT:]:
@@ -125,22 +139,46 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _load(path: Path) -> Checkpoint:
-    facts, vectors = read_sealed(path, "checkpoint")
-    try:
-        state = ServerState(
-            run_id=facts["run_id"],
-            round=facts["round"],
-            mask_digest=facts["mask_digest"],
-            delta=vectors[_DELTA],
-            heads={name.removeprefix(_HEAD): values for name, values in vectors.items() if name.startswith(_HEAD)},
-            broadcast=_broadcast(facts, vectors),
-            clients={row[0]: ClientRecord(*row[1:]) for row in facts["clients"]},
-            inputs_digest=facts.get("inputs_digest", ""),
-            run_digest=facts.get("run_digest", ""),
-        )
-        return Checkpoint(state, facts["seconds"], facts["file_bytes"])
-    except (KeyError, IndexError, TypeError) as error:  # whole, but not as this version writes it
-        raise FedmaskError(f"{path}: not a checkpoint of this version of fedmask ({error})") from error
+    found, vectors = read_sealed(path, "checkpoint")
+    facts = FileFacts(path, "checkpoint", found, remedy="")
+    _check_vectors(facts, vectors)
+    state = ServerState(
+        run_id=facts.text("run_id"),
+        round=facts.whole("round", 1, MAX_ROUND),
+        mask_digest=facts.text("mask_digest"),
+        delta=vectors[_DELTA],
+        heads={name.removeprefix(_HEAD): values for name, values in vectors.items() if name.startswith(_HEAD)},
+        broadcast=_broadcast(facts, vectors),
+        clients=dict(_client(facts, row) for row in facts.list("clients")),
+        inputs_digest=facts.text("inputs_digest", otherwise=""),
+        run_digest=facts.text("run_digest", otherwise=""),
+    )
+    lengths = facts.mapping("file_bytes")
+    file_bytes = {name: lengths.whole(name, 0, 2**60) for name in lengths.found}
+    return Checkpoint(state, facts.seconds("seconds"), file_bytes, facts.text("config_digest", otherwise=""))
+
+
+def _check_vectors(facts: FileFacts, vectors: Mapping[str, NDArray[Any]]) -> None:
+    """Raises FedmaskError for what a server's vectors and their coded changes cannot be."""
+    if _DELTA not in vectors:
+        facts.refuse(f"it has no {_DELTA}")
+    for name, values in vectors.items():
+        is_change = _CHANGE_NAME.fullmatch(name) is not None
+        if not is_change and not _VECTOR_NAME.fullmatch(name):
+            facts.refuse(f"it has a tensor {shown(name)}")
+        if values.ndim != 1 or values.dtype != (np.uint8 if is_change else np.float32):
+            facts.refuse(f"{shown(name)} is {values.dtype} of shape {values.shape}")
+        if not is_change and not np.isfinite(values).all():
+            facts.refuse(f"{shown(name)} has a value that is not finite")
+
+
+def _client(facts: FileFacts, row: Any) -> tuple[int, ClientRecord]:
+    """A row of clients, by client_id."""
+    kinds = [type(value) for value in row] if isinstance(row, list) else []
+    if kinds not in ([int, *_CLIENT_KINDS, int], [int, *_CLIENT_KINDS, type(None)]):
+        facts.refuse("a client's row is not one of this version of fedmask")
+    client_id, *values = row
+    return client_id, ClientRecord(*values)
 
 
 def _vectors_of(broadcast: Broadcast) -> dict[str, Any]:
@@ -155,16 +193,20 @@ def _vectors_of(broadcast: Broadcast) -> dict[str, Any]:
     }
 
 
-def _broadcast(facts: Mapping[str, Any], vectors: Mapping[str, Any]) -> Broadcast:
-    prefix = _HELD if facts["num_changes"] else ""
+def _broadcast(facts: FileFacts, vectors: Mapping[str, NDArray[Any]]) -> Broadcast:
+    num_changes = facts.whole("num_changes", 0, MAX_STEPS)
+    mask_digest = facts.text("mask_digest")
+    prefix = _HELD if num_changes else ""
     found = {name.removeprefix(prefix): values for name, values in vectors.items() if name.startswith(prefix)}
-    held = {_key(name, facts["mask_digest"]): values for name, values in found.items()}
-    changes = [dict[Key, bytes]() for _ in range(facts["num_changes"])]
+    held = {_key(name, mask_digest): values for name, values in found.items()}
+    changes = [dict[Key, bytes]() for _ in range(num_changes)]
     for name, body in vectors.items():
         if name.startswith(_CHANGE):
             number, _, vector = name.removeprefix(_CHANGE).partition("/")
-            changes[int(number)][_key(vector, facts["mask_digest"])] = body.tobytes()
-    return Broadcast(facts["round"], held, tuple(changes))
+            if int(number) >= num_changes:
+                facts.refuse(f"it has {shown(name)}, and num_changes is {num_changes}")
+            changes[int(number)][_key(vector, mask_digest)] = body.tobytes()
+    return Broadcast(facts.whole("round", 1, MAX_ROUND), held, tuple(changes))
 
 
 def _name(key: Key) -> str:

@@ -7,16 +7,19 @@
     folder: state                 # what stays on this client, and what can be made again
     data: {source: tsv, root: data, task: sst2}   # and as of a run: text, text_b, label (columns), classes
     device: cpu
-    threads: null                 # CPU threads; null: as many as the run says
+    threads: null                 # CPU threads; null: as many as the run says, and no more than there are CPUs
     model_path: null              # folder of the base model; null: where its name leads
     warm: false                   # true: a process with the libraries in memory stays, and is forked for each message
-    limits: {rounds: 1000, steps: 10000, batch_size: 64, memory_bytes: null}
+    limits: {rounds: 1000, steps: 10000, batch_size: 64, memory_bytes: null, runs: 1000, disk_bytes: null}
 
-Paths are taken from the file's own folder, or from home where they begin with a ~; what may be null, and `warm`, may be
-left out. Whatever a server asks for beyond a limit is refused.
+Paths are taken from the file's own folder, or from home where they begin with a ~; what may be null, `warm` and
+`limits.runs` may be left out. Whatever a server asks for beyond a limit is refused. `memory_bytes: null` is three
+quarters of the machine's memory, for what the base model needs is the server's word; on a GPU there is no such limit.
+`disk_bytes: null` is half of the disk that `folder` is on.
 """
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 from fedmask.errors import ConfigError, FedmaskError
 from fedmask.files import path_fault
-from fedmask.runs.config import KEYS, Allowed, column_faults, path_text, read_value, shown
+from fedmask.processes import machine_memory_bytes
+from fedmask.runs.config import KEYS, Allowed, column_faults, path_text, read_value, usable_cpus
 from fedmask.runs.strict_yaml import read_mapping_file
+from fedmask.shown import shown
 
 if TYPE_CHECKING:
     from fedmask.wire.setup import Settings  # torch: whoever starts a client's processes needs none of it
+
+USUAL_RUNS = 1000
+"""Whose folders a client keeps that does not say how many."""
 
 OWN = "own"
 """The data source of a run whose clients have their data by their own files."""
@@ -53,13 +61,17 @@ class Limits:
     """The most that a client does for a run."""
 
     rounds: int
-    """The last round that it trains in."""
+    """How often it trains in one run, repeated rounds counted, and the last round that it trains in."""
     steps: int
     """Of the optimizer in one round."""
     batch_size: int
     """Examples a step."""
     memory_bytes: int | None
-    """Of data that its process may hold (RLIMIT_DATA); None: what the machine gives."""
+    """Of data that its process may hold (RLIMIT_DATA); None: see `ClientFile.memory_bytes`."""
+    runs: int = USUAL_RUNS
+    """Whose folders it keeps."""
+    disk_bytes: int | None = None
+    """Of these folders together; None: see `ClientFile.disk_bytes`."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,18 @@ class ClientFile:
     def cache(self) -> Path:
         """Holds what can be made again."""
         return Path(self.folder) / "cache"
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of data that the client's process may hold; None: as many as there are."""
+        if self.limits.memory_bytes is not None or self.device != "cpu":  # a GPU's driver reserves what it never uses
+            return self.limits.memory_bytes
+        return machine_memory_bytes() * 3 // 4
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of the folders of runs together."""
+        return self.limits.disk_bytes or shutil.disk_usage(self.folder).total // 2
 
     def applied_to(self, settings: "Settings") -> "Settings":
         """A server's settings with this client's own in their place.
@@ -120,7 +144,7 @@ class ClientFile:
                 classes=self.data.classes or settings.data.classes,
             ),
             device=self.device,
-            threads=self.threads or settings.threads,
+            threads=self.threads or min(settings.threads, usable_cpus()),
         )
 
     def check_round(self, settings: "Settings", num_examples: int, server_round: int) -> None:
@@ -233,4 +257,6 @@ _ALLOWED: Mapping[str, Allowed] = {
     "limits.steps": _COUNT,
     "limits.batch_size": _COUNT,
     "limits.memory_bytes": _or_null(_COUNT),
+    "limits.runs": replace(_COUNT, read=lambda value: USUAL_RUNS if value is None else _COUNT.read(value)),
+    "limits.disk_bytes": _or_null(_COUNT),
 }

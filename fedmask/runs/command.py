@@ -4,11 +4,12 @@ Work in, an exit code out; what a person has to mend is one line, without a trac
 """
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fedmask.errors import FedmaskError
 from fedmask.files import path_fault, with_home
 from fedmask.runs.other_words import as_key
+from fedmask.shown import line
 
 _HELP = ("--help", "-h", "help")
 
@@ -31,7 +32,7 @@ def exit_code(work: Callable[[], int | None], when_stopped: str = "stopped") -> 
         print(when_stopped, file=sys.stderr)
         return STOPPED
     except OSError as error:
-        print(error if error.filename is None else f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(line(str(error) if error.filename is None else f"{error.filename}: {error.strerror}"), file=sys.stderr)
         return MISUSED
 
 
@@ -62,6 +63,13 @@ def own_arguments(
             raise FedmaskError(f"{argument}: given twice, first as {name}={given[name]}; leave one out")
         given[name] = usable_path(name, value) if name in paths else value
     return given, others
+
+
+def switch(given: Mapping[str, str], key: str) -> bool:
+    """Raises FedmaskError for what is neither true nor false."""
+    if given[key] not in ("true", "false"):
+        raise FedmaskError(f"{key}={given[key]}: must be true or false")
+    return given[key] == "true"
 
 
 def usable_path(key: str, text: str) -> str:

@@ -5,6 +5,8 @@ are made. The library reads these dataclasses; only `server/compose.py` knows Hy
 """
 
 import difflib
+import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,6 +20,7 @@ from fedmask.errors import FedmaskError
 from fedmask.files import with_home
 from fedmask.runs.other_words import OTHER_VALUES, meant_by
 from fedmask.runs.strict_yaml import read_mapping, read_mapping_file
+from fedmask.shown import shown
 from fedmask.tasks import SOURCES
 from fedmask.tasks.labels import alike, clean, shown_both
 
@@ -505,7 +508,8 @@ class RunConfig:
         str | None,
         "Folder of a run that was stopped: it goes on after its last finished round, and ends as if it had never "
         "stopped. Its own config.yaml says all else; what is given beside may not differ from it, but rounds= may be "
-        "larger: a finished run then trains on, as if it had had so many rounds from the start",
+        "larger: a finished run then trains on, as if it had had so many rounds from the start. Where it names code to "
+        "run (data=python), trust=true has to be given as well",
         _or_null(path_text("a folder"), "a new run"),
     ]
 
@@ -781,6 +785,20 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return asdict(config)
 
 
+def config_digest(config: RunConfig) -> str:
+    """16 hex digits of what a run's config.yaml says, but for what a resume may change: rounds and places."""
+    said = flat(to_dict(config))
+    told = {
+        key: value
+        for key, value in said.items()
+        # A key that came later says nothing while it has the value that all had before.
+        if key not in _NOT_DIGESTED and not (key in ADDED_LATER and value == ADDED_LATER[key])
+    }
+    return hashlib.sha256(json.dumps(["fedmask-config-1", told], sort_keys=True).encode()).hexdigest()[:16]
+
+
+_NOT_DIGESTED = ("rounds", "output", "overwrite", "resume")
+
 ADDED_LATER: Mapping[str, object] = {
     "data.text": None,
     "data.text_b": None,
@@ -920,15 +938,3 @@ def _suggestion(value: object, choices: Collection[str]) -> str:
     close = meant or [match for word in words for match in difflib.get_close_matches(word, choices, n=1)]
     close = [match for match in close if match not in words]
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def shown(value: object) -> str:
-    """A value as it is written on the command line, on one line and not beyond reason long."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, list | tuple):
-        return f"[{','.join(shown(entry) for entry in value)}]"
-    text = str(value)
-    if isinstance(value, str) and (not text or not text.isprintable() or text != text.strip()):
-        text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -7,15 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fedmask.runs.outcome import lost_lines
+from fedmask.shown import harmless
 from fedmask.wire.ledger import UNKNOWN_CLIENT, Ledger
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """What a line quotes of clients and files cannot steer the terminal."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        super().print(*(harmless(each) if isinstance(each, str) else each for each in objects), **how)
+
+
+console = _Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
-    console = Console(highlight=False, soft_wrap=True, width=120)  # a log file has no width of its own to fit into
+    console = _Console(highlight=False, soft_wrap=True, width=120)  # a log file has no width of its own to fit into
 
 
 class RunProgress:
@@ -94,7 +104,10 @@ def _table(title: str, summaries: Mapping[str, Mapping[str, Any]], figure: str, 
     runs = list(summaries.values())
     tasks = sorted(set[str]().union(*(run[figure] for run in runs)))
     for task in tasks:
-        table.add_row(task, *[f"{_number(run[figure].get(task))} ({_number(run[beside].get(task))})" for run in runs])
+        table.add_row(
+            escape(harmless(task)),
+            *[f"{_number(run[figure].get(task))} ({_number(run[beside].get(task))})" for run in runs],
+        )
     table.add_section()
     in_all = [task for task in tasks if all(task in run[figure] for run in runs)]
     over = "mean over tasks" if in_all == tasks else f"mean over the {len(in_all)} tasks that all runs have"

@@ -27,9 +27,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
-from fedmask.files import LOCK, locked, remove_scraps, write_atomically
+from fedmask.files import LOCK, locked, make_folder, remove_scraps, write_atomically
 from fedmask.runs.checkpoint import Checkpoint, load_checkpoint
-from fedmask.runs.config import RunConfig, read_config, to_dict
+from fedmask.runs.config import RunConfig, config_digest, read_config, to_dict
 from fedmask.wire.ledger import LedgerLine
 
 CONFIG, ROUNDS, COMMUNICATION = "config.yaml", "rounds.jsonl", "communication.jsonl"
@@ -114,7 +114,7 @@ class RunFolder:
         self._move(self.path, self._replaced)
         # First of all files: a folder without it holds no run that could be resumed or replaced.
         self._write_config(config)
-        self.clients.mkdir(parents=True)
+        make_folder(self.clients)
         for name in _GROWING:
             (self.path / name).touch()
 
@@ -142,6 +142,7 @@ class RunFolder:
                     "back, or start again with overwrite=true"
                 )
             return None
+        self._check_config(checkpoint)
         if checkpoint.state.round > config.rounds:
             raise FedmaskError(
                 f"rounds={config.rounds}: round {checkpoint.state.round} of the run in {self.path} has ended; "
@@ -158,6 +159,15 @@ class RunFolder:
         remove_scraps(self.checkpoints)
         remove_scraps(self.clients, in_subfolders=True)
         return checkpoint
+
+    def _check_config(self, checkpoint: Checkpoint) -> None:
+        """Raises FedmaskError where config.yaml is not what it was; an older version's checkpoint does not tell."""
+        path = self.path / CONFIG
+        if checkpoint.config_digest and config_digest(read_config(path)) != checkpoint.config_digest:
+            raise FedmaskError(
+                f"{path}: was changed since round {checkpoint.state.round} of this run ended, what in it is not known; "
+                "put it back as it was, or start again with overwrite=true"
+            )
 
     def abandon(self) -> None:
         """Undo `begin`: an earlier run's files are back, and nothing of this run is left; unless a round has ended."""
@@ -179,7 +189,7 @@ class RunFolder:
     def _move(self, source: Path, target: Path) -> None:
         found = [name for name in _ALL if (source / name).exists()]
         if found:
-            target.mkdir(parents=True, exist_ok=True)
+            make_folder(target)
         for name in found:
             (source / name).rename(target / name)
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import ConfigError
+from fedmask.shown import shown
 
 MAX_BYTES = 2**18
 """Of a file; PyYAML takes seconds for so many."""
@@ -60,7 +61,7 @@ def read_mapping(text: str) -> Document:
     """As read_document, of a document whose content is a mapping."""
     found = read_document(text)
     if not isinstance(found.content, dict):
-        raise ConfigError([f"not a configuration: expected a mapping of keys to values, found {_shown(found.content)}"])
+        raise ConfigError([f"not a configuration: expected a mapping of keys to values, found {shown(found.content)}"])
     return found
 
 
@@ -122,11 +123,6 @@ def _parsed(text: str) -> tuple[_Loader, Any]:
         raise ConfigError([_too_deep()]) from None
     except Exception as error:  # of many types, as for an escape beyond Unicode
         raise ConfigError([f"not YAML: {' '.join(str(error).split())}"]) from error
-
-
-def _shown(value: object) -> str:
-    text = "null" if value is None else str(value)
-    return (text if text.isprintable() else repr(text))[:200]
 
 
 def _too_deep() -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmask.errors import ConfigError, FedmaskError
-from fedmask.runs.config import decimal, plain_value, shown
+from fedmask.runs.config import decimal, plain_value
 from fedmask.runs.strict_yaml import read_document, text_of
+from fedmask.shown import shown
 
 TUNING_SEED = 0
 _NAME = re.compile("[A-Za-z0-9_]+")

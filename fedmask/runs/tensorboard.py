@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from fedmask.errors import FedmaskError
+from fedmask.shown import harmless
 from fedmask.wire.ledger import LedgerLine
 
 
@@ -79,4 +80,4 @@ class Scalars:
                 self._add(f"clients/{task}/{split}/{name}", of(scores))
 
     def _add(self, tag: str, value: float) -> None:
-        self._writer.add_scalar(tag, value, self._last_round)
+        self._writer.add_scalar(harmless(tag), value, self._last_round)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.labels import in_line
+from fedmask.shown import in_line
 
 if TYPE_CHECKING:
     from fedmask.tasks.task import Split, Task
@@ -63,6 +63,8 @@ class Source:
     """Whether data.root means something to it."""
     has_columns: bool = False
     """Whether its columns can be named."""
+    runs_code: bool = False
+    """Whether reading it runs what lies beside the data."""
 
 
 SOURCES: dict[str, Source] = {
@@ -71,7 +73,9 @@ SOURCES: dict[str, Source] = {
     "csv": Source("files with quotes, as spreadsheets write", "fedmask.tasks.csv", ("root", "tasks"), True, True),
     "jsonl": Source("files of one JSON object a line", "fedmask.tasks.jsonl", ("root", "tasks"), True, True),
     "hub": Source("the datasets library", "fedmask.tasks.hub", ("tasks",), True, True),
-    "python": Source("fedmask.Task objects of your own", "fedmask.tasks.python", ("root", "tasks"), True),
+    "python": Source(
+        "fedmask.Task objects of your own", "fedmask.tasks.python", ("root", "tasks"), True, runs_code=True
+    ),
     "own": Source("each deployed client's, by its own file", None),
 }
 

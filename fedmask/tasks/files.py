@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmask.errors import FedmaskError
+from fedmask.shown import in_line
 from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
-from fedmask.tasks.labels import in_line
 from fedmask.tasks.table import Form, Table, task_of
 from fedmask.tasks.task import SPLIT_NAMES, Task, check_name, unknown_task
 

@@ -16,8 +16,8 @@ import datasets
 import huggingface_hub.utils.logging as hub_logging
 
 from fedmask.errors import FedmaskError, cause_line
+from fedmask.shown import in_line
 from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
-from fedmask.tasks.labels import in_line
 from fedmask.tasks.table import USUAL_LABEL, Form, Table, task_of
 from fedmask.tasks.task import SPLIT_NAMES, Task, check_name, unknown_task
 

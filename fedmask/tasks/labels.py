@@ -7,6 +7,8 @@ blanks or in look-alike forms stay two, and are told.
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from fedmask.shown import in_line, quoted
+
 NO_NUMBER = frozenset({"-1", "-1.0", "-100"})
 """Numbers that stand in the place of classes that are withheld."""
 
@@ -62,14 +64,9 @@ def difference(one: str, other: str) -> str:
     return "spelling"
 
 
-def shown(name: str) -> str:
-    """A name in quotes, with every character that cannot be seen or be told apart escaped."""
-    return ascii(name) if not name.isprintable() else repr(name)
-
-
 def shown_both(one: str, other: str) -> str:
     """Two names that are alike, so that what differs can be seen."""
-    show = ascii if difference(one, other) == "spelling" else shown
+    show = ascii if difference(one, other) == "spelling" else quoted
     return f"{show(one)} and {show(other)}"
 
 
@@ -77,8 +74,3 @@ def listed(names: Sequence[str]) -> str:
     """Names for a line, the first of many."""
     more = f" and {len(names) - SHOWN_CLASSES:,} more" if len(names) > SHOWN_CLASSES else ""
     return ", ".join(map(in_line, names[:SHOWN_CLASSES])) + more
-
-
-def in_line(text: str) -> str:
-    """A text as it was written, for a line; in quotes where that would break the line."""
-    return text if text.isprintable() else repr(text)

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 
 from fedmask.errors import FedmaskError
+from fedmask.shown import in_line
 from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
-from fedmask.tasks.labels import in_line
 from fedmask.tasks.task import Task, unknown_task
 
 _OURS = ("__main__", "fedmask", "server", "client", "scripts")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedmask.errors import FedmaskError
+from fedmask.shown import quoted
 from fedmask.tasks import labels as names_of
 from fedmask.tasks.checks import check_label, check_text, hidden_target, short
 from fedmask.tasks.metrics import METRICS
@@ -214,14 +215,12 @@ def class_indices(
 def _no_class(name: str, classes: Sequence[str], source: str) -> str:
     if (near := names_of.like(name, classes)) is not None:
         both, what = names_of.shown_both(name, near), names_of.difference(name, near)
-        return (
-            f"label {names_of.shown(name)} is not a class of {source}: {both} differ in {what} only; write them alike"
-        )
+        return f"label {quoted(name)} is not a class of {source}: {both} differ in {what} only; write them alike"
     close = difflib.get_close_matches(name, classes, n=1)
     # Letters of other alphabets may look the same.
     unlike = f", {name!a} is not {close[0]!a}" if close and not f"{name}{close[0]}".isascii() else ""
     known = f"the classes are {names_of.listed(classes)}"
-    return f"label {names_of.shown(name)} is not a class of {source}{unlike}; {known}"
+    return f"label {quoted(name)} is not a class of {source}{unlike}; {known}"
 
 
 def class_names(labels: Sequence[Any], metric: str | None, place: Callable[[int], str]) -> tuple[str, ...]:

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmask.errors import FedmaskError, MaskMismatchError
+from fedmask.file_facts import FileFacts
 from fedmask.masks import Mask, MaskRecipe, base_digest
-from fedmask.training.vector_file import read_vector, write_vector
+from fedmask.masks.mask import MAX_RECIPE_BYTES
+from fedmask.training.vector_file import MAX_LENGTH, read_vector, write_vector
 
 
 class SelectedEntries:
@@ -186,11 +188,7 @@ class Delta:
         One that does not say with which tokenizer and settings it was trained, as older ones do not, is warned of.
         Raises FedmaskError where the file is missing, damaged, or not an adapter.
         """
-        facts, values = read_vector(Path(path), "adapter")
-        try:
-            delta = cls._from_facts(facts, values)
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise FedmaskError(f"{path}: damaged adapter file ({error}); fetch or make it again") from error
+        delta = cls._from_facts(*read_vector(Path(path), "adapter"))
         if delta.recipe.inputs is None:
             logging.getLogger("fedmask").warning(
                 "%s: this adapter does not say with which tokenizer and settings its base model was trained: only the "
@@ -200,18 +198,21 @@ class Delta:
         return delta
 
     @classmethod
-    def _from_facts(cls, facts: Mapping[str, Any], values: NDArray[np.float32]) -> "Delta":
-        recipe, base = MaskRecipe.from_bytes(facts["recipe"].encode()), facts["base"]
-        max_length, heads = facts.get("max_length"), facts.get("heads")
+    def _from_facts(cls, facts: FileFacts, values: NDArray[np.float32]) -> "Delta":
+        base, heads = facts.mapping("base"), facts.mapping("heads") if facts.has("heads") else None
+        try:
+            recipe = MaskRecipe.from_bytes(facts.text("recipe", most=MAX_RECIPE_BYTES).encode())
+        except FedmaskError as error:
+            facts.refuse(str(error))
         return cls(
             values,
             recipe,
-            str(base["name"]),
-            str(base["weights"]),
-            base_dtype=str(base.get("dtype", "float32")),
-            run=None if "run" not in facts else str(facts["run"]),
-            max_length=None if max_length is None else int(max_length),
-            heads=None if heads is None else {str(layout): str(task) for layout, task in heads.items()},
+            base.text("name"),
+            base.text("weights"),
+            base_dtype=base.text("dtype", otherwise="float32"),
+            run=facts.text("run") if facts.has("run") else None,
+            max_length=facts.whole("max_length", 1, MAX_LENGTH) if facts.has("max_length") else None,
+            heads=None if heads is None else {layout: heads.text(layout) for layout in heads.found},
         )
 
 

@@ -17,7 +17,7 @@ from fedmask.files import write_atomically
 from fedmask.masks import Mask
 from fedmask.models import BaseModel
 from fedmask.training.fitness_checks import check_features, check_gradient, check_ids, check_token_types, texts_to_check
-from fedmask.training.token_cache import cache_folder
+from fedmask.training.token_cache import cache_folder, own_cache_folder
 
 _FORMAT = "fedmask fitness 1"
 
@@ -55,10 +55,15 @@ def _check(base: BaseModel, mask: Mask | None, max_length: int) -> dict[str, int
 
 
 def _record(base: BaseModel, mask: Mask | None, max_length: int) -> Path | None:
-    """The file that says so; None where nothing can be kept."""
+    """The file that says so; None where nothing can be kept. Raises FedmaskError where others could have written it."""
     try:
-        folder = cache_folder()
+        cache_folder()
     except FedmaskError:
+        return None
+    try:
+        folder = own_cache_folder("fitness")
+    except OSError as error:
+        _tell_not_kept(error)
         return None
     parameter = next(base.encoder.parameters())
     facts = [
@@ -71,7 +76,7 @@ def _record(base: BaseModel, mask: Mask | None, max_length: int) -> Path | None:
         max_length,
         parameter.device.type,
     ]
-    return folder / "fitness" / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
+    return folder / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
 
 
 def _read(record: Path) -> dict[str, int] | None:
@@ -85,6 +90,10 @@ def _read(record: Path) -> dict[str, int] | None:
 
 def _keep(record: Path, unread: Mapping[str, int]) -> None:
     try:
-        write_atomically(record, json.dumps(unread).encode())
+        write_atomically(record, json.dumps(unread).encode(), private=True)
     except OSError as error:
-        logging.getLogger("fedmask").info("that the model is fit is not kept on disk: %s", error)
+        _tell_not_kept(error)
+
+
+def _tell_not_kept(error: OSError) -> None:
+    logging.getLogger("fedmask").info("that the model is fit is not kept on disk: %s", error)

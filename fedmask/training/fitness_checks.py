@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedmask.errors import FedmaskError, cause_line
 from fedmask.masks import Mask
@@ -21,6 +21,7 @@ from fedmask.training.delta import SelectedEntries
 from fedmask.training.gradient import SelectedGradient
 from fedmask.training.text import (
     TokenizedSplit,
+    embedding_rows,
     mean_over_tokens,
     mean_pooled,
     padding_id,
@@ -62,7 +63,7 @@ TAKE_ANOTHER = "take another model, such as model=minilm"
 
 def check_ids(base: BaseModel) -> None:
     """The tokenizer's largest id and its padding have an embedding."""
-    rows = _embedding_rows(base.encoder)
+    rows = embedding_rows(base.encoder)
     vocabulary = base.tokenizer.get_vocab()
     word = max(vocabulary, key=vocabulary.__getitem__)
     wanted = {f"the tokenizer's largest id, of {word!r}": vocabulary[word], "padding": padding_id(base.tokenizer)}
@@ -93,15 +94,6 @@ def check_token_types(base: BaseModel, pairs: bool) -> None:
             f"model {base.name}: its tokenizer gives tokens the type {largest}, and the model has types 0 to "
             f"{rows - 1} only; take the tokenizer that belongs to the model"
         )
-
-
-def _embedding_rows(encoder: nn.Module) -> int | None:
-    """None where the model has no plain table of them: what it does with an id is seen when it reads one."""
-    try:
-        embeddings = encoder.get_input_embeddings()  # type: ignore[operator]
-    except Exception:  # a model whose class never said where they are
-        return None
-    return int(embeddings.num_embeddings) if isinstance(embeddings, nn.Embedding) else None
 
 
 # Features -------------------------------------------------------------------------------------------------------------

@@ -20,10 +20,14 @@ from torch import Tensor
 from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
 from fedmask.tasks.task import Task
-from fedmask.training.vector_file import read_vector, write_vector
+from fedmask.training.vector_file import MAX_LENGTH, read_vector, write_vector
 
 LABEL_NAME_SCALE = 20.0
 """Output of a cosine of 1: cosines between sentences and label names differ by tenths, softmax needs whole numbers."""
+
+
+MAX_HIDDEN_SIZE = 2**20
+"""Above it no encoder's features are."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +110,13 @@ class HeadOrigin:
 
 
 def save_head(path: Path, layout: HeadLayout, packed: NDArray[np.float32], origin: HeadOrigin | None = None) -> None:
-    """Write a head with its task, its labels and where it comes from; the same head gives the same bytes."""
+    """Write a head with its task, its labels and where it comes from, for its owner alone; the same head gives the same
+    bytes."""
     facts: dict[str, Any] = {"task": layout.task, "labels": layout.labels, "hidden_size": layout.hidden_size}
     if origin is not None:
         facts["base"] = {"name": origin.base_name, "digest": origin.base_digest, "inputs": dict(origin.inputs)}
         facts |= {"run": origin.run, "max_length": origin.max_length, "pairs": origin.pairs}
-    write_vector(path, "head", packed, facts)
+    write_vector(path, "head", packed, facts, private=True)
 
 
 def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
@@ -120,14 +125,12 @@ def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
     Raises FedmaskError where the file is missing, damaged or not a head.
     """
     facts, packed = read_vector(path, "head")
-    try:
-        labels = None if facts["labels"] is None else tuple(map(str, facts["labels"]))
-        layout = HeadLayout(str(facts["task"]), labels, int(facts["hidden_size"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+    is_regression = facts.has("labels") and facts.found["labels"] is None
+    labels = None if is_regression else facts.texts("labels")
+    layout = HeadLayout(facts.text("task"), labels, facts.whole("hidden_size", 1, MAX_HIDDEN_SIZE))
     if packed.size != layout.size:
         raise FedmaskError(f"{path}: a head of {layout.task} has {layout.size} values, found {packed.size}")
-    if "base" not in facts:
+    if not facts.has("base"):
         logging.getLogger("fedmask").warning(
             "%s: this head does not say of which run and base model it is: whether it fits cannot be told", path
         )
@@ -137,17 +140,14 @@ def load_head(path: Path) -> tuple[HeadLayout, NDArray[np.float32]]:
 def load_head_origin(path: Path) -> HeadOrigin | None:
     """Where a head comes from; None where its file, an older one, does not say. Raises FedmaskError as `load_head`."""
     facts, _ = read_vector(path, "head")
-    if "base" not in facts:
+    if not facts.has("base"):
         return None
-    try:
-        base, told = facts["base"], (facts["run"], facts["max_length"], facts["pairs"])
-        origin = HeadOrigin(str(base["name"]), str(base["digest"]), dict(base["inputs"]), *told)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if tuple(map(type, told)) != (str, int, bool):
-        raise _damaged(path, TypeError(f"run, max_length and pairs are {told}"))
-    return origin
-
-
-def _damaged(path: Path, error: Exception) -> FedmaskError:
-    return FedmaskError(f"{path}: damaged head file ({error}); fetch or make it again")
+    base = facts.mapping("base")
+    return HeadOrigin(
+        base.text("name"),
+        base.text("digest"),
+        dict(base.mapping("inputs").found),
+        facts.text("run"),
+        facts.whole("max_length", 1, MAX_LENGTH),
+        facts.switch("pairs"),
+    )

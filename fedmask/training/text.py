@@ -74,15 +74,45 @@ class TokenizedSplit:
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, Tensor], labels: NDArray[np.int64] | NDArray[np.float64]
+        cls,
+        tensors: Mapping[str, Tensor],
+        labels: NDArray[np.int64] | NDArray[np.float64],
+        limits: "TokenLimits",
     ) -> "TokenizedSplit":
-        """The inverse of `tensors`. Raises KeyError or ValueError where they do not fit each other or the labels."""
+        """The inverse of `tensors`. Raises KeyError or ValueError for what `tokenize` does not make of such rows."""
         ids, starts = tensors["token-ids"].numpy(), tensors["starts"].numpy()
-        types = tensors["token-types"].numpy() if "token-types" in tensors else None
-        is_ragged = len(starts) == len(labels) + 1 and starts[0] == 0 and starts[-1] == len(ids)
-        if not is_ragged or (np.diff(starts) < 1).any() or (types is not None and len(types) != len(ids)):
+        types = tensors["token-types"].numpy() if limits.has_types else None
+        (padding,) = tensors["padding-id"].tolist()
+        is_sound = (
+            len(tensors) == (4 if limits.has_types else 3)
+            and (ids.dtype == np.int32 and ids.ndim == 1)
+            and (starts.dtype == np.int64 and starts.shape == (len(labels) + 1,))
+            and (types is None or (types.dtype == np.int8 and types.shape == ids.shape))
+            and padding == limits.padding_id
+        )
+        if not is_sound or starts[0] != 0 or starts[-1] != len(ids) or not (starts[1:] > starts[:-1]).all():
             raise ValueError("these are not the tokens of these rows")
-        return cls(ids, types, starts, int(tensors["padding-id"]), labels)
+        if np.diff(starts).max() > limits.max_length or ids.min() < 0 or ids.max() >= limits.num_ids:
+            raise ValueError("this model cannot read these tokens")
+        if types is not None and (types.min() < 0 or types.max() > 1):
+            raise ValueError("this model cannot read these token types")
+        return cls(ids, types, starts, limits.padding_id, labels)
+
+
+@dataclass(frozen=True)
+class TokenLimits:
+    """What a model and its tokenizer make of texts, whatever the texts."""
+
+    max_length: int
+    num_ids: int
+    """Ids are below it."""
+    padding_id: int
+    has_types: bool
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> "TokenLimits":
+        num_ids = embedding_rows(encoder) or np.iinfo(np.int32).max
+        return cls(max_length, num_ids, padding_id(tokenizer), takes_token_types(encoder))
 
 
 def tokenize(split: Split, tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, max_length: int) -> TokenizedSplit:
@@ -118,6 +148,16 @@ def stand_in_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if own is not None:
             return int(own)
     return padding_id(tokenizer)
+
+
+def embedding_rows(encoder: nn.Module) -> int | None:
+    """Token ids that the model knows; None where it has no plain table of them: what it does with an id is seen when it
+    reads one."""
+    try:
+        embeddings = encoder.get_input_embeddings()  # type: ignore[operator]
+    except Exception:  # a model whose class never said where they are
+        return None
+    return int(embeddings.num_embeddings) if isinstance(embeddings, nn.Embedding) else None
 
 
 def takes_token_types(encoder: nn.Module) -> bool:

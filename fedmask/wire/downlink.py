@@ -180,8 +180,10 @@ class Received:
 
     def _brought_up(self, key: Key, size: int, version: int, arrived: Mapping[int, Frame]) -> Version:
         """The vector with all changes that have come and that it lacks: the checksum tells whether those are all."""
-        start = self._held.get(key) or Version(0, zeros := np.zeros(size, np.float32), zlib.crc32(zeros.data))
-        if start.number == version and key in self._held:
+        start = self._held.get(key)
+        if start is None or start.values.size != size:  # another size: of a file that was kept, and is not this run's
+            start = Version(0, zeros := np.zeros(size, np.float32), zlib.crc32(zeros.data))
+        elif start.number == version:
             return start  # another client of this process was sent it
         if WHOLE in arrived:
             values = arrived[WHOLE].decode(key[1], size)

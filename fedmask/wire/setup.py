@@ -3,8 +3,9 @@
 Bytes:  length of settings u32 | settings, JSON | mask , where the settings say whether the mask is a recipe to rebuild
 it from the base weights (about 300 bytes), the coded indices themselves, or absent (nothing but heads is trained).
 
-Bytes may come from anywhere: every value is one that the configuration allows, and what a client allocates by numbers
-alone (clients, threads, rank, indices) is bounded.
+Bytes may come from anywhere: every value is one that the configuration allows, and clients, threads, rank and indices
+are bounded here. How large a model `geometry` may describe, and how many threads there are, depends on the client's
+machine and own file: `client.process` and `fedmask.runs.client_file` bound them.
 """
 
 import dataclasses

@@ -4,7 +4,9 @@ Flower installs an app's packages anew at every run, asks for updates and report
 here it is. What it keeps lies under the folder of the server or the client, and nowhere at home.
 """
 
+import json
 import os
+import secrets
 import shlex
 import socket
 import ssl
@@ -12,11 +14,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import tomli_w
+
 import preparation
 from deploy.arguments import LOOPBACK
 from deploy.make_keys import AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY
 from fedmask.errors import FedmaskError
-from fedmask.files import write_atomically
+from fedmask.files import check_own, write_atomically
 from fedmask.runs.client_file import ClientFile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,31 +88,70 @@ def own_tls(keys: Path) -> ssl.SSLContext:
 
 
 def check_keys(keys: Path) -> None:
-    """Raises FedmaskError where a file of `make_keys.py server` lacks."""
+    """Raises FedmaskError where a file of `make_keys.py server` lacks, or others could replace it."""
     for name in (AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY):
         if not (keys / name).is_file():
             raise FedmaskError(f"{keys / name}: there is none; make it with make_keys.py server folder={keys}")
+    check_own(keys, "name another folder with keys=DIR")
 
 
 def supernode(file: Path, own: ClientFile, port: int) -> list[str]:
-    """The client of this file. port: of this machine, by which its own processes talk to each other."""
+    """The client of this file. port: of this machine, by which its own processes talk to each other; no other process
+    is given a message there, for only they know the secret that `keep_secret` wrote."""
     known = ["--root-certificates", own.authority, "--auth-supernode-private-key", own.key]
     where = ["--superlink", own.superlink, "--host", LOOPBACK, "--port", port]
     program = ROOT / "scripts" / "deploy" / "supernode.py"
-    own_file = f'client-file="{file.resolve()}"'
-    return [sys.executable, str(program), *map(str, [*known, *where, "--node-config", own_file])]
+    alone = ["--isolation", "process", "--superexec-auth-secret-file", _secret(own)]
+    own_file = f"client-file={quoted(str(file.resolve()))}"
+    return [sys.executable, str(program), *map(str, [*known, *where, *alone, "--node-config", own_file])]
+
+
+def keep_secret(own: ClientFile) -> None:
+    """A new one for the processes of a client, which its own account alone may read."""
+    write_atomically(_secret(own), secrets.token_bytes(32), private=True)
+
+
+def _secret(own: ClientFile) -> Path:
+    return Path(own.folder) / "flower" / "superexec.secret"
+
+
+def quoted(text: str) -> str:
+    """A text in TOML, for Flower's arguments, which it cuts apart at the quotes before it reads them: none inside."""
+    escaped = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', "\\u0022").replace("\x7f", "\\u007f")
+    return f'"{escaped}"'
 
 
 def client_environment(own: ClientFile) -> dict[str, str]:
-    return environment(Path(own.folder) / "flower") | {"FEDMASK_CACHE_FOLDER": str(own.cache)}
+    """What the code that the server sends is given of this process's: nothing that is not on the list."""
+    handed_on = {
+        name: value
+        for name, value in environment(Path(own.folder) / "flower").items()
+        if name.startswith(_PREFIXES) or name in _HANDED_ON or (name.upper() in _PROXIES and "@" not in value)
+    }
+    return handed_on | {"FEDMASK_CACHE_FOLDER": str(own.cache)}
+
+
+_HANDED_ON = (
+    *("PATH", "LD_LIBRARY_PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE"),
+    *("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT"),
+    *("TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "TOKENIZERS_PARALLELISM"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NO_PROXY", "no_proxy", "NVIDIA_VISIBLE_DEVICES"),
+    *("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK", "FLWR_LOG_LEVEL"),
+    *("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "RAY_USAGE_STATS_ENABLED", "PYTHONUNBUFFERED"),
+)
+_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "CUDA_", "PYTORCH_", "FEDMASK_")
+"""Where programs and libraries are, how texts are read, how many threads there are. Secrets have other names: tokens of
+the hub and of clouds, passwords."""
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+"""Where their addresses hold no password."""
 
 
 def connect(folder: Path, keys: Path, port: int) -> None:
     """Tell `flwr` on this machine where the server is and which authority it is known by."""
     authority = (keys / AUTHORITY).resolve()
-    lines = ["[superlink]", f'default = "{CONNECTION}"', "", f"[superlink.{CONNECTION}]"]
-    lines += [f'address = "{LOOPBACK}:{port}"', f'root-certificates = "{authority}"', ""]
-    write_atomically(server_home(folder) / "config.toml", "\n".join(lines).encode())
+    known = {"address": f"{LOOPBACK}:{port}", "root-certificates": str(authority)}
+    told = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: known}})
+    write_atomically(server_home(folder) / "config.toml", told.encode(), private=True)
 
 
 def register(public_key: Path) -> list[str]:

@@ -7,7 +7,7 @@ On the server: DIR/authority.crt, which every client is given; DIR/server.crt an
 which clients reach it. The authority's own key is forgotten, so that nobody can sign a second server: run this again
 for other names, and give the new authority.crt out. On a client: DIR/client.key, which never leaves it, and
 DIR/client.pub, which the server's operator registers. Keys are on the curve P-384, the server's on P-256, readable by
-their owner alone, and never replaced.
+their owner alone, and never replaced; a folder into which others may write is refused.
 """
 
 import sys
@@ -19,7 +19,6 @@ import preparation  # noqa: F401
 
 # isort: split
 import ipaddress
-import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -31,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.arguments import read_arguments, told_in_one_line
 from fedmask.errors import FedmaskError
+from fedmask.files import new_file, own_folder
 
 VALID = timedelta(days=365)
 OWN_HOSTS = ("localhost", "127.0.0.1")
@@ -130,13 +130,14 @@ def _private(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat)
 
 
 def _write(path: Path, content: bytes) -> None:
-    """A new file that its owner alone may read. Raises FedmaskError where there is one: keys are never replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A new file that its owner alone may read. Raises FedmaskError where there is one: keys are never replaced, and
+    where others could replace it: they write into its folder."""
+    own_folder(path.parent, "name another folder with folder=DIR")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        file = new_file(path, private=True)
     except FileExistsError as error:
         raise FedmaskError(f"{path}: is there already; name another folder, or remove it yourself") from error
-    with os.fdopen(descriptor, "wb") as file:
+    with file:
         file.write(content)
 
 

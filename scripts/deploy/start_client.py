@@ -32,6 +32,7 @@ from deploy import flower
 from deploy.arguments import check_free, port_number, read_arguments, told_in_one_line
 from deploy.warm.launch import PROGRAM, warm
 from fedmask.errors import FedmaskError
+from fedmask.files import check_own, own_folder
 from fedmask.processes import end_with_parent
 from fedmask.runs.client_file import ClientFile, OwnData, read_client_file
 
@@ -44,7 +45,8 @@ def main(arguments: list[str]) -> None:
     own = read_client_file(file)
     check_free("port", port)
     check(file, own)
-    Path(own.folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    own_folder(Path(own.folder), f"name another folder in {file}", tighten=True)
+    flower.keep_secret(own)
     command = flower.supernode(file, own, port)
     environment = flower.client_environment(own)
     cold = flower.PROGRAMS / PROGRAM
@@ -60,6 +62,7 @@ def check(file: Path, own: ClientFile) -> None:
     for needed in (own.authority, own.key):
         if not Path(needed).is_file():
             raise FedmaskError(f"{file}: {needed}: there is no such file")
+        check_own(Path(needed).parent, f"name another in {file}")
     if own.model_path is not None and not (Path(own.model_path) / "config.json").is_file():
         raise FedmaskError(f"{file}: model_path={own.model_path}: there is no model's folder, one with a config.json")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent) as pool:

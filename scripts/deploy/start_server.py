@@ -19,6 +19,7 @@ import os
 
 from deploy import flower
 from deploy.arguments import check_free, port_number, read_arguments, told_in_one_line
+from fedmask.files import own_folder
 
 PORT = 8000
 
@@ -28,7 +29,8 @@ def main(arguments: list[str]) -> None:
     folder, keys, port = Path(given["folder"]), Path(given["keys"]), port_number(given, "port", PORT)
     command = flower.superlink(folder, keys, port)
     check_free("port", port)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # its database holds messages: updates in the clear
+    # Its database holds messages: updates in the clear.
+    own_folder(folder, "name another folder with folder=DIR", tighten=True)
     flower.connect(folder, keys, port)
     os.execve(command[0], command, flower.environment(flower.server_home(folder)))
 

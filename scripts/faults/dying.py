@@ -16,17 +16,19 @@ from typing import Any
 
 def die_in_write(work: Callable[[], object], part_of_path: str, number: int) -> None:
     """Do the work in this process, which ends with half of the content written at this write of such a file."""
-    opened, left = Path.open, [number]
+    import fedmask.files
 
-    def open_(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        file = opened(path, mode, *args, **kwargs)
-        if "w" in mode and part_of_path in str(path):
+    new_file, left = fedmask.files.new_file, [number]
+
+    def new_file_(path: Path, private: bool) -> Any:
+        file = new_file(path, private)
+        if part_of_path in str(path):
             left[0] -= 1
             if not left[0]:
                 return _DyingFile(file)
         return file
 
-    Path.open = open_  # type: ignore[method-assign, assignment] # the process ends here
+    fedmask.files.new_file = new_file_  # the process ends here
     work()
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from faults.left import differences, left_by
 from faults.outcome import Outcome, Settings
-from faults.runs import Finished, arguments_for
+from faults.runs import Finished, arguments_for, resume
 from fedmask.errors import FedmaskError
 from fedmask.files import write_atomically
 from fedmask.randomness import seed_for
@@ -100,7 +100,7 @@ def _undisturbed(folder: Path, overrides: tuple[str, ...], settings: Settings) -
     process = _Process([str(SIMULATE), *arguments_for(folder, overrides)], folder.with_suffix(".log"))
     if fault := process.fault():
         raise FedmaskError(f"{folder}: the run that nothing disturbs {fault}")
-    return Finished(folder, compose([f"resume={folder}"]))
+    return Finished(folder, compose(resume(folder, overrides)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def _start(
 
 def _arguments(output: Path, overrides: tuple[str, ...]) -> list[str]:
     """Of the process that begins the run, or goes on with it."""
-    return [f"resume={output}"] if holds_run(output) else [*overrides, f"output={output}"]
+    return resume(output, overrides) if holds_run(output) else [*overrides, f"output={output}"]
 
 
 def _is_half_written(output: Path) -> bool:

@@ -20,6 +20,7 @@ from fedmask.errors import FedmaskError
 from fedmask.runs.config import RunConfig
 from fedmask.runs.console import RunProgress
 from fedmask.runs.folder import ADAPTER, ROUNDS, SUMMARY, holds_run
+from fedmask.runs.trust import TRUST, code_of
 from fedmask.wire.messages import facts_of
 from server.app import num_clients, resolved, run_federation
 from server.compose import compose
@@ -146,13 +147,18 @@ def arguments_for(folder: Path, overrides: Sequence[str]) -> list[str]:
     """The overrides, and where the run begins or goes on. Raises FedmaskError where the folder holds another run."""
     if not holds_run(folder):
         return [*overrides, f"output={folder}"]
-    arguments = [*overrides, f"resume={folder}"]
+    arguments = [*overrides, *resume(folder, overrides)]
     try:
         compose(arguments)
     except FedmaskError as error:
         differences = "; ".join(str(error).splitlines())
         raise FedmaskError(f"{folder}: holds a run of other overrides, name another output ({differences})") from error
     return arguments
+
+
+def resume(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """The arguments that take up a run of these overrides: whoever gave them trusts the code that they name."""
+    return [f"resume={folder}", *([f"{TRUST}=true"] if any(code_of(compose(overrides))) else [])]
 
 
 def points_below(scores: dict[str, float], without: dict[str, float]) -> float:

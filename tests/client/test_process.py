@@ -181,6 +181,23 @@ def test_a_client_that_is_not_there(run: Any, number: int) -> None:
     )
 
 
+@pytest.mark.parametrize("changes", [{"vocab_size": 10**10}, {"num_hidden_layers": 10**9}], ids=str)
+def test_a_deployed_client_builds_no_model_that_its_memory_does_not_hold(
+    told: Settings, mask: Mask, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    own = client_file(tmp_path)
+    assert told.model.geometry is not None
+    model = replace(told.model, geometry=told.model.geometry | changes)
+    asked = replace(told, data=replace(told.data, source="own", root=None, tasks=None), model=model)
+    with pytest.raises(FedmaskError, match=r"model\.geometry: asks for more than .*(no memory here|so many layers)"):
+        run_in_process(Setup(asked, mask.recipe).to_bytes(), own)
+    there = replace(asked, model=told.model)
+    assert run_in_process(Setup(there, mask.recipe).to_bytes(), own).mask == mask
+    poor = replace(own, limits=replace(own.limits, memory_bytes=8_000))
+    with pytest.raises(FedmaskError, match="asks for more than 1,000 parameters"):
+        client.process._check_size(told.model, poor)
+
+
 def test_memory_beyond_the_limit_is_refused_and_memory_below_it_is_not() -> None:
     code = """
 import torch

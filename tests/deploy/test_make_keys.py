@@ -1,5 +1,6 @@
 """deploy.make_keys: certificates that hold for the server's names alone, keys that only their owner reads."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -56,6 +57,26 @@ def test_keys_are_their_owners_alone(tmp_path: Path) -> None:
     make_server_certificate(tmp_path / "server", ["fed.example"])
     for path in (tmp_path / "client" / "client.key", tmp_path / "server" / "server.key"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_no_umask_lets_others_replace_a_key(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_client_key(tmp_path / "fed" / "client")
+        make_server_certificate(tmp_path / "server", ["fed.example"])
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "fed" / "client", tmp_path / "server"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not stat.S_IMODE((tmp_path / "fed").stat().st_mode) & 0o002
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_no_key_is_made_where_others_could_replace_it(tmp_path: Path, who: str) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(FedmaskError, match="others may write into this folder; close it by `chmod go-w"):
+        main([who, f"folder={tmp_path}", *(["hosts=fed.example"] if who == "server" else [])])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_keys_are_never_replaced(tmp_path: Path) -> None:

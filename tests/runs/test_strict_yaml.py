@@ -114,7 +114,7 @@ MERGES = "\n".join(["a0: &a0 {k: 1}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1
     [
         ("", "not a configuration: expected a mapping of keys to values, found null"),
         ("# nothing", "not a configuration: expected a mapping of keys to values, found null"),
-        ("- a", "not a configuration: expected a mapping of keys to values, found ['a']"),
+        ("- a", "not a configuration: expected a mapping of keys to values, found [a]"),
         ("word", "not a configuration: expected a mapping of keys to values, found word"),
         ("a: [", "not YAML: while parsing a flow node expected the node content, but found '<stream end>' in line 1"),
         ("a:\n\tb: 1", "not YAML: while scanning for the next token found character '\\t' that cannot start any token"),

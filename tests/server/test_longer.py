@@ -30,7 +30,7 @@ MODES = {
 def train_on(folder: Path, rounds: int) -> None:
     """In a process that holds nothing of the run, as `simulate.py resume=FOLDER rounds=N` does it."""
     client.process._run_in_process.cache_clear()
-    config = compose([f"resume={folder}", f"rounds={rounds}"])
+    config = compose([f"resume={folder}", "trust=true", f"rounds={rounds}"])
     run_federation(LocalGrid(client_app, num_clients(config)), config, SilentObserver())
 
 
@@ -71,7 +71,7 @@ def test_a_kill_before_the_first_of_the_new_rounds_leaves_a_run_that_goes_on(
             train_on(two.folder, 4)
     assert yaml.safe_load((two.folder / "config.yaml").read_text())["rounds"] == 4
     client.process._run_in_process.cache_clear()
-    config = compose([f"resume={two.folder}"])
+    config = compose([f"resume={two.folder}", "trust=true"])
     run_federation(LocalGrid(client_app, num_clients(config)), config, SilentObserver())
     assert left_by(two.folder) == left_by(four.folder)
 
@@ -84,10 +84,10 @@ def test_fewer_rounds_than_have_ended_are_refused_and_nothing_is_touched(federat
     run = federate("rounds=2", output=tmp_path / "run")
     before = left_by(run.folder)
     with pytest.raises(FedmaskError) as caught:
-        compose([f"resume={run.folder}", "rounds=1"])
+        compose([f"resume={run.folder}", "trust=true", "rounds=1"])
     assert str(caught.value) == "rounds=1: the run to resume has rounds=2; leave it out, or give more of them"
     (run.folder / "summary.json").rename(tmp_path / "summary.json")  # as if stopped while it was scored
-    config = replace(compose([f"resume={run.folder}"]), rounds=1)  # a config.yaml that was edited by hand
+    config = replace(compose([f"resume={run.folder}", "trust=true"]), rounds=1)  # a config.yaml that was edited by hand
     with pytest.raises(FedmaskError) as caught:
         run_federation(LocalGrid(client_app, num_clients(config)), config, SilentObserver())
     assert str(caught.value) == f"rounds=1: round 2 of the run in {run.folder} has ended; give rounds=2 or more"

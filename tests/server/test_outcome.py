@@ -120,7 +120,9 @@ def test_simulate_ends_with_another_code_and_a_line_for_each_run(
     assert [line.partition(": client 0: ")[0] for line in lines] == [
         f"{name}: no client could be scored on the test split" for name in ("federated", "frozen")
     ]
-    assert simulate.main([f"resume={folder}"]) == UNSCORED  # there is nothing to resume, and still no score
+    assert (
+        simulate.main([f"resume={folder}", "trust=true"]) == UNSCORED
+    )  # there is nothing to resume, and still no score
     assert "federated: no client could be scored on the test split: " in capsys.readouterr().err
 
 

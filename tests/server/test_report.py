@@ -231,6 +231,21 @@ def test_a_folder_that_is_damaged_ends_in_one_line(plain_run: Run, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+def test_no_name_of_a_client_steers_a_terminal_or_breaks_the_page(plain_run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(plain_run.folder, folder)
+    odd = "\x1b]0;pwned\x07\x1b[2J\u202e\ud800\x9b1m\x00"
+    for name in ("summary.json", "rounds.jsonl", "clients.jsonl"):
+        text = (folder / name).read_text()
+        assert "small:first" in text or "first" in text
+        (folder / name).write_text(text.replace('"first"', json.dumps(odd)))
+    write_report(folder)
+    content = (folder / "report.html").read_text(encoding="utf-8")
+    assert "\\x1b]0;pwned\\x07\\x1b[2J\\u202e\\ud800\\x9b1m\\x00" in content
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", content)
+    read(content)
+
+
 def test_a_report_that_cannot_be_written_loses_no_run(
     federate: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

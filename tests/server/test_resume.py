@@ -18,17 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from flwr.app import Context, Message
 from safetensors.torch import load_file, save_file
 
 import client.process
+import measure_communication
+import merge
+import simulate
+import study
 from client.app import app as client_app
 from faults.dying import die_in_write
 from faults.left import left_by
 from faults.malformed import rewrite
-from fedmask.errors import FedmaskError
+from fedmask.errors import ConfigError, FedmaskError
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.checkpoint import load_checkpoint
+from fedmask.runs.config import to_dict
 from fedmask.sealed_file import read_sealed, write_sealed
 from fedmask.wire.messages import facts_of
 from server.app import select_mask, with_rate
@@ -417,10 +423,13 @@ def test_other_data_and_another_base_model_are_told(federate: Federate, tmp_path
     output = tmp_path / "run"
     with pytest.raises(StoppedError):
         federate(output=output, watcher=StoppingWatcher(1))
+    as_it_was = (output / "config.yaml").read_text()
     with pytest.raises(FedmaskError, match=r"^client 0 is not what it was when the run stopped: it was task first, "):
         federate('data.tasks=["small:second","small:first"]', output=output, resume=True)
+    (output / "config.yaml").write_text(as_it_was)
     with pytest.raises(FedmaskError, match=r"^the run was begun with mask [0-9a-f]{64}, this machine's base model and"):
         federate("mask.density=0.02", output=output, resume=True)
+    (output / "config.yaml").write_text(as_it_was)
     in_a_new_process()
     assert len(federate(output=output, resume=True).rounds) == 2
 
@@ -491,13 +500,13 @@ def test_rows_that_have_changed_under_their_tasks_name_are_told(
 
 def test_a_resumed_run_has_the_configuration_that_it_was_begun_with(federate: Federate, tmp_path: Path) -> None:
     run = federate("rounds=1", "client.batch_size=3", output=tmp_path / "run")
-    config = compose([f"resume={run.folder}"])
+    config = compose([f"resume={run.folder}", "trust=true"])
     assert (config.rounds, config.client.batch_size, config.resume) == (1, 3, str(run.folder))
     assert config.output == str(run.folder)
     same = ["rounds=1", "model=tiny", "data=python", "data.tasks=null", "threads=null", "mask.density=0.01"]
     link = tmp_path / "link"
     link.symlink_to(run.folder)
-    assert compose([f"resume={run.folder}", *same, f"output={link}"]) == config
+    assert compose([f"resume={run.folder}", "trust=true", *same, f"output={link}"]) == config
 
 
 def test_a_resumed_run_keeps_its_rate(federate: Federate, tmp_path: Path) -> None:
@@ -506,9 +515,9 @@ def test_a_resumed_run_keeps_its_rate(federate: Federate, tmp_path: Path) -> Non
     saved = run.folder / "config.yaml"
     rate = run.config.client.learning_rate
     for overrides in ([], ["client.learning_rate=null"], ["client=default", "client.batch_size=5"]):
-        assert compose([f"resume={run.folder}", *overrides]).client.learning_rate == rate
+        assert compose([f"resume={run.folder}", "trust=true", *overrides]).client.learning_rate == rate
     saved.write_text(saved.read_text().replace(f"learning_rate: {rate}\n", "learning_rate: 0.03\n"))
-    older = compose([f"resume={run.folder}"])
+    older = compose([f"resume={run.folder}", "trust=true"])
     assert older.client.learning_rate == 0.03
     assert with_rate(older, select_mask(older, load_base(**asdict(older.model)))) == older
 
@@ -517,7 +526,7 @@ def test_each_override_that_differs_is_told_and_all_at_once(federate: Federate, 
     run = federate("rounds=1", output=tmp_path / "run")
     given = ["rounds=9", "mask=hiwi", "output=elsewhere", "client.head=local", "sed=1", "seed=x", "runtime=ray"]
     with pytest.raises(FedmaskError) as caught:
-        compose([f"resume={run.folder}", *given])
+        compose([f"resume={run.folder}", "trust=true", *given])
     assert sorted(str(caught.value).splitlines()) == sorted(
         [
             "sed=1: no such key; did you mean seed?",
@@ -528,6 +537,115 @@ def test_each_override_that_differs_is_told_and_all_at_once(federate: Federate, 
             "mask.rank=4: the run to resume has mask.rank=null; leave it out",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("local_epochs: 1", "local_epochs: 2"), ("\nseed: 0", "\nseed: 1"), ("  root: ", "  root: ../t/../")],
+)
+def test_a_config_that_was_edited_by_hand_is_told_and_nothing_is_touched(
+    federate: Federate, tmp_path: Path, old: str, new: str
+) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(output=output, watcher=StoppingWatcher(1))
+    path = output / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace(old, new))
+    assert path.read_text() != text
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(FedmaskError) as caught:
+        federate(output=output, resume=True)
+    assert str(caught.value) == (
+        f"{path}: was changed since round 1 of this run ended, what in it is not known; put it back as it was, or "
+        "start again with overwrite=true"
+    )
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    path.write_text(f"# mine\n{text}")  # says the same
+    assert len(federate(output=output, resume=True).rounds) == 2
+
+
+def test_more_rounds_and_an_older_checkpoint_are_no_edits(federate: Federate, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        federate(output=output, watcher=StoppingWatcher(1))
+    assert len(federate("rounds=3", output=output, resume=True).rounds) == 3
+    assert len(federate("rounds=4", output=output, resume=True).rounds) == 4
+    path = output / "checkpoints" / "round-00004.safetensors"
+    facts, vectors = read_sealed(path, "checkpoint")
+    assert len(facts.pop("config_digest")) == 16
+    write_sealed(path, "checkpoint", vectors, facts)
+    edited = (output / "config.yaml").read_text().replace("min_replies: 1", "min_replies: 2")
+    (output / "config.yaml").write_text(edited)
+    assert len(federate("rounds=5", output=output, resume=True).rounds) == 5
+
+
+@pytest.fixture
+def foreign(federate: Federate, tmp_path: Path) -> tuple[Path, Path]:
+    """A finished run whose configuration has Python run that is not ours, and the file that this Python writes."""
+    run = federate("rounds=1", output=tmp_path / "run")
+    config = run.folder / "config.yaml"
+    root, told = run.config.data.root, tmp_path / "told"
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "small.py").write_text(
+        f"import pathlib\npathlib.Path({str(told)!r}).touch()\n{(Path(root) / 'small.py').read_text()}"
+    )
+    config.write_text(config.read_text().replace(f"root: {root}", f"root: {tmp_path / 't'}"))
+    return run.folder, told
+
+
+def test_code_that_a_folder_names_is_run_only_where_that_is_trusted(
+    foreign: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, told = foreign
+    line = (
+        "its configuration runs code that may be somebody else's: data=python runs [small:first,small:second] of "
+        f"{folder.parent / 't'}; look at that, and if you trust it, give trust=true as well\n"
+    )
+    assert simulate.main([f"resume={folder}"]) == 2
+    assert capsys.readouterr().err == f"resume={folder}: {line}"
+    assert measure_communication.main([f"run={folder}", f"output={folder.parent / 'measured'}"]) == 2
+    assert capsys.readouterr().err == f"run={folder}: {line}"
+    assert merge.main([f"adapter={folder}", f"output={folder.parent / 'merged'}"]) == 0  # needs no data
+    assert not told.exists()
+    assert simulate.main([f"resume={folder}", "trust=true"]) == 0  # it has ended already
+    assert told.exists()
+
+
+def test_a_study_is_asked_for_too(foreign: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, told = foreign
+    (folder.parent / "theirs.yaml").write_text(
+        f"question: mine?\nbudget_hours: 1\noverrides: [model=tiny, data=python, 'data.root={folder.parent / 't'}', "
+        "'data.tasks=[\"small:first\"]', clients=2]\nsettings: {a: {title: a, overrides: [rounds=1]}}\n"
+        "rows: {pafi: {title: pafi, overrides: [mask=pafi]}}\n"
+    )
+    arguments = [f"experiment={folder.parent / 'theirs.yaml'}", f"output={folder.parent / 'cells'}"]
+    assert study.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("experiment=theirs: its configuration runs code that may be somebody else's: data=python")
+    assert not told.exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "fault"),
+    [
+        ("trust=true", "trust=true: goes with resume=FOLDER, for code that its config.yaml names; leave it out"),
+        ("trust=yes", "trust=yes: must be true or false"),
+    ],
+)
+def test_trust_goes_with_a_resume(argument: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["model=tiny", argument])
+    assert caught.value.faults == (fault,)
+    assert compose(["model=tiny", "trust=false"]).resume is None
+
+
+def test_a_cluster_that_a_folder_names_is_asked_for_too(tmp_path: Path) -> None:
+    config = to_dict(compose(["runtime=ray", "ray.address=ray://elsewhere:10001"]))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(FedmaskError, match=r"ray\.address=ray://elsewhere:10001 has a cluster send Python"):
+        compose([f"resume={tmp_path}"])
+    assert compose([f"resume={tmp_path}", "trust=true"]).ray.address == "ray://elsewhere:10001"
 
 
 @pytest.mark.parametrize("content", [None, "mine: 1", "\xff"])
@@ -544,4 +662,4 @@ def test_a_folder_whose_data_are_gone_is_told(federate: Federate, tmp_path: Path
     path = run.folder / "config.yaml"
     path.write_text(path.read_text().replace(f"root: {run.config.data.root}", "root: gone"))
     with pytest.raises(FedmaskError, match=r"^data.root=gone: there is no such folder$"):
-        compose([f"resume={run.folder}"])
+        compose([f"resume={run.folder}", "trust=true"])

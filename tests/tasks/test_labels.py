@@ -5,7 +5,8 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmask.tasks.labels import alike, clean, cleaned, difference, like, listed, shown, shown_both
+from fedmask.shown import quoted
+from fedmask.tasks.labels import alike, clean, cleaned, difference, like, listed, shown_both
 
 
 @given(st.text())
@@ -38,7 +39,7 @@ def test_what_differs_is_shown() -> None:
     assert (difference("Up", "up"), shown_both("Up", "up")) == ("case", "'Up' and 'up'")
     assert (difference("a b", "ab"), shown_both("a\u00a0b", "a b")) == ("blanks", "'a\\xa0b' and 'a b'")
     assert (difference("\u2460", "1"), shown_both("\u2460", "1")) == ("spelling", "'\\u2460' and '1'")
-    assert shown("caf\u00e9") == "'caf\u00e9'"
+    assert quoted("caf\u00e9") == "'caf\u00e9'"
 
 
 def test_many_names_make_a_short_line() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModel, DistilBertConfig, PreTrainedTokenizerFast, R
 from fedmask.errors import FedmaskError
 from fedmask.models import BaseModel
 from fedmask.tasks.task import Split
-from fedmask.training.text import EVALUATION_BATCH_SIZE, TokenizedSplit, encode, mean_pooled, tokenize
+from fedmask.training.text import EVALUATION_BATCH_SIZE, TokenizedSplit, TokenLimits, encode, mean_pooled, tokenize
 
 CPU = torch.device("cpu")
 WORDS = ("plot", "film", "so", "thin", "that", "a", "cat", "could", "have", "written", "it", "in", "one", "night")
@@ -190,7 +190,8 @@ def test_a_text_of_no_tokens_has_the_features_of_one(
     assert torch.isfinite(features).all()
     for row in range(4):
         np.testing.assert_allclose(features[row].numpy(), feature_alone(encoder, tokens, row), atol=2e-6)
-    assert TokenizedSplit.from_tensors(tokens.tensors(), split.labels).lengths.tolist() == tokens.lengths.tolist()
+    again = TokenizedSplit.from_tensors(tokens.tensors(), split.labels, TokenLimits.of(tokenizer, encoder, 16))
+    assert again.lengths.tolist() == tokens.lengths.tolist()
 
 
 def test_an_empty_text_between_special_tokens_is_those(tiny: BaseModel) -> None:

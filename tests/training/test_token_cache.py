@@ -1,10 +1,15 @@
-"""Tokens on disk: made once, mapped into memory, made again where the file does not fit."""
+"""Tokens on disk: made once, mapped into memory, made again where the file does not fit; never another user's."""
 
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fedmask.errors import FedmaskError
@@ -61,6 +66,7 @@ def test_the_ids_are_mapped_and_kept_from_other_users(tiny: BaseModel, folder: P
     tokens = tokens_of(tiny)
     (file,) = folder.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert str(file) in Path("/proc/self/maps").read_text()
     assert tokens.token_ids.size > 0
 
@@ -102,6 +108,58 @@ def test_a_file_that_does_not_fit_is_made_again(
     assert same(tokens_of(tiny), expected)
     assert times_tokenized == [3, 2, 3]
     assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("token-ids", lambda ids: ids + 100_000),
+        ("token-ids", lambda ids: ids - 100_000),
+        ("token-ids", lambda ids: ids.long()),
+        ("starts", lambda starts: torch.tensor([0, 200, 100, len(starts)], dtype=torch.uint8)),
+        ("starts", lambda starts: starts.float()),
+        ("starts", lambda starts: torch.tensor([0, 2**62, -(2**62), int(starts[-1])])),
+        ("starts", lambda starts: torch.tensor([0, 1, 2, int(starts[-1])])),
+        ("token-types", lambda types: types + 3),
+        ("padding-id", lambda padding: padding + 100_000),
+        ("padding-id", lambda padding: padding.repeat(2)),
+    ],
+)
+def test_a_file_that_the_model_could_not_have_made_is_made_again(
+    tiny: BaseModel, times_tokenized: list[int], folder: Path, name: str, change: Callable[[Tensor], Tensor]
+) -> None:
+    long = Split(("a cat sat " * 20, "the plot, so thin", "one"), None, SPLIT.labels)
+    expected = tokens_of(tiny, long)
+    (file,) = folder.iterdir()
+    tensors = load(file.read_bytes())
+    file.unlink()
+    file.write_bytes(save(tensors | {name: change(tensors[name])}))
+    file.chmod(0o600)
+    assert same(tokens_of(tiny, long), expected)
+    assert times_tokenized == [3, 3]
+
+
+def test_a_folder_that_others_write_is_refused(tiny: BaseModel, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(FedmaskError) as caught:
+        tokens_of(tiny)
+    assert str(caught.value) == (
+        f"{folder}: others may write into this folder; close it by `chmod go-w {folder}`, or name another folder for "
+        "the cache with FEDMASK_CACHE_FOLDER=DIR"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_another_users_folder_and_file_are_not_read(tiny: BaseModel, times_tokenized: list[int], folder: Path) -> None:
+    tokens_of(tiny)
+    (file,) = folder.iterdir()
+    os.chown(file, 4321, 4321)
+    tokens_of(tiny)
+    assert times_tokenized == [3, 3]
+    os.chown(folder, 4321, 4321)
+    with pytest.raises(FedmaskError, match="another user's"):
+        tokens_of(tiny)
 
 
 def test_where_nothing_can_be_written_tokens_stay_in_memory(

@@ -19,6 +19,7 @@ from fedmask.runs.report.participation import who_took_part
 from fedmask.runs.report.run import Run, read_run
 from fedmask.runs.report.scores import score_against_bytes, scores_on_test, training_loss, validation_scores
 from fedmask.runs.report.traffic import communication
+from fedmask.shown import harmless
 
 
 def write_report(folder: Path) -> Path:
@@ -30,7 +31,7 @@ def write_report(folder: Path) -> Path:
     compared = [name for name in run.config.compare if (folder / COMPARE / name / SUMMARY).exists()]
     baselines = [read_run(folder / COMPARE / name, f"{COMPARE}/{name}/") for name in compared]
     path = folder / REPORT
-    write_atomically(path, _page(run, baselines).encode())
+    write_atomically(path, harmless(_page(run, baselines)).encode())
     return path
 
 

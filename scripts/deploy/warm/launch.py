@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedmask.files import write_atomically
+from fedmask.files import own_folder, write_atomically
 
 PROGRAM = "flwr-clientapp"
 """What Flower looks for in PATH."""
@@ -47,8 +47,7 @@ def warm(
     folder: for the socket and the program; it becomes its owner's alone. cold: the program to run without a starter.
     environment: what libraries read of it when they are imported holds for all messages. What runs already goes on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    own_folder(folder, "remove it", tighten=True)
     _write_program(folder, cold)
     command = [sys.executable, "-P", str(_HERE / "starter.py"), str(folder), application, *preloaded]
     # A process group of its own: Ctrl-C reaches a message's process once, by its program.
@@ -63,5 +62,5 @@ def warm(
 def _write_program(folder: Path, cold: Path) -> None:
     """By way of the shell: the first line of a script has no room for a long path, or one with spaces."""
     command = [sys.executable, "-I", "-S", str(_HERE / "program.py"), str(folder), str(cold)]
-    write_atomically(folder / PROGRAM, f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'.encode())
+    write_atomically(folder / PROGRAM, f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'.encode(), private=True)
     (folder / PROGRAM).chmod(0o700)
