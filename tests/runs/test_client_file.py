@@ -214,6 +214,21 @@ def test_columns_and_classes_are_its_own(write: Write, asked: Settings) -> None:
     assert read_client_file(write(data=data)).applied_to(of_the_run).data.classes == ("x", "y")
 
 
+@pytest.mark.parametrize(
+    "line", ["data.task: x", "limits.rounds: 7", "data.text_a: x", "data.source: csv", "limits.odd: 1"]
+)
+def test_a_key_of_a_section_does_not_stand_a_second_time_with_a_dot(write: Write, line: str) -> None:
+    path = write()
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        read_client_file(path)
+    key, _, value = line.partition(": ")
+    section, _, entry = key.partition(".")
+    assert caught.value.faults == (
+        f"{path}: {key}={value}: no key of a file has a dot; write {entry} once, under {section}",
+    )
+
+
 def test_text_a_is_another_spelling_of_text(write: Write) -> None:
     data = {"source": "csv", "root": "data", "task": "mail", "text_a": "body"}
     assert read_client_file(write(data=data)).data.text == "body"
