@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmask.errors import ConfigError, FedmaskError
-from fedmask.files import path_fault
+from fedmask.files import output_fault, path_fault
 from fedmask.runs.config import KEYS, Allowed, column_faults, dotted_key, path_text, read_value, shown
 from fedmask.runs.strict_yaml import read_mapping_file
 
@@ -164,7 +164,9 @@ def read_client_file(path: Path) -> ClientFile:
         except FedmaskError as fault:
             faults.append(f"{path}: {fault}")
     paths = {key: values[key] for key, allowed in _ALLOWED.items() if allowed.kind == "path" and values.get(key)}
-    faults += [f"{path}: {key}={shown(own)}: {why}" for key, own in paths.items() if (why := path_fault(own))]
+    for key, own in paths.items():
+        if why := (output_fault if key == "folder" else path_fault)(own):
+            faults.append(f"{path}: {key}={shown(own)}: {why}")
     faults += [f"{path}: {fault}" for fault in column_faults(values, values.get("data.source"))]
     if faults:
         raise ConfigError(faults)

@@ -110,6 +110,13 @@ def test_a_path_that_can_be_none_is_told(write: Write, tmp_path: Path) -> None:
         "./~nobody-has-this/x",
         "folder='a\\x00b': no path has a NUL character",
     ]
+    with pytest.raises(ConfigError) as error:
+        read_client_file(write(key="${HOME}/client.key", folder="/"))
+    assert [fault.removeprefix(f"{tmp_path / 'client.yaml'}: ") for fault in error.value.faults] == [
+        "key=${HOME}/client.key: nobody puts its value in the place of ${HOME}, for a shell does that outside of "
+        "single quotes only; write the path out",
+        "folder=/: this is the root of all folders; name one of its own",
+    ]
 
 
 @pytest.mark.parametrize(
