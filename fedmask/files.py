@@ -69,8 +69,8 @@ def path_fault(path: str) -> str | None:
         return f"there is no home folder {path.partition('/')[0]}; a name with a ~ in front is written ./{path}"
     if (variable := _VARIABLE.search(path)) is not None:
         return (
-            f"nobody puts its value in the place of {variable[0]}, for a shell does that outside of single quotes only; "
-            "write the path out"
+            f"nobody puts its value in the place of {variable[0]}, for a shell does that outside of single quotes "
+            "only; write the path out"
         )
     return "no path has a NUL character" if "\0" in path else None
 

@@ -215,7 +215,7 @@ class DataConfig:
     text: Annotated[
         str | None,
         "The column of the texts, of a pair's first; for tsv, csv, jsonl and hub; data.text_a= is the same",
-        _or_null(_text("a column"), "by its usual name: text_a in tsv, also text, sentence, ... elsewhere"),
+        _or_null(_text("a column"), "by its usual name: text, text_a, sentence, ..."),
     ]
     text_b: Annotated[
         str | None,

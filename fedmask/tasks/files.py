@@ -3,8 +3,10 @@
 A source of files is a suffix, a reader of one file, and how its tables are read. Validation and test may lack.
 """
 
+import csv
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
 from fedmask.tasks.labels import in_line
 from fedmask.tasks.table import Form, Table, task_of
 from fedmask.tasks.task import SPLIT_NAMES, Task, check_name, unknown_task
+
+MAX_CELL = 10_000_000
+"""Characters of one cell; the csv library's own limit, 131,072, is below that of long documents."""
 
 
 @dataclass(frozen=True)
@@ -72,3 +77,21 @@ class FileSource:
         if not table.num_rows:
             raise FedmaskError(f"{path}: {'no rows under the header' if table.names else 'the file is empty'}")
         return table
+
+
+@contextmanager
+def cells_up_to_limit() -> Iterator[None]:
+    """The csv library reads cells of up to MAX_CELL characters; its limit is then as it was."""
+    before = csv.field_size_limit(MAX_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def csv_fault(error: csv.Error, quotes: str = "") -> str:
+    """What the csv library says of a file. quotes: what to do where it reads them."""
+    if "field limit" in str(error):
+        lacks_end = ", or give the quote before it its end" if quotes else ""
+        return f"a cell has more than {MAX_CELL:,} characters; shorten it{lacks_end}"
+    return f"{error}{quotes}"

@@ -32,18 +32,18 @@ from fedmask.tasks.task import (
 )
 
 USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
+    ("text_a", "text_b"),
+    ("text_a",),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
-    ("text_a", "text_b"),
     ("sentence",),
     ("text",),
     ("question",),
-    ("text_a",),
     ("content",),
 )
-"""Text columns, pairs first; the first entry that a table has in full is taken."""
+"""Text columns of every source, first this library's own; the first entry that a table has in full is taken."""
 
 USUAL_LABEL = "label"
 
@@ -92,7 +92,6 @@ class Table:
 class Form:
     """How a source's tables are read where nobody says it."""
 
-    usual_texts: Sequence[tuple[str, ...]] = USUAL_TEXTS
     domain: str | None = "domain"
     """The column of domains, which may lack; None: the source has none."""
     has_types: bool = False
@@ -123,7 +122,7 @@ def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form
 
     Raises FedmaskError that names the place at fault: a missing column, a bad text or label, too few rows.
     """
-    texts = _text_columns(tables["train"], reading, form)
+    texts = _text_columns(tables["train"], reading)
     label = reading.label or USUAL_LABEL
     if label in texts:
         raise FedmaskError(f"{tables['train'].place}: the column {label!r} cannot be both text and label")
@@ -152,7 +151,7 @@ def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _text_columns(train: Table, reading: Reading, form: Form) -> tuple[str, ...]:
+def _text_columns(train: Table, reading: Reading) -> tuple[str, ...]:
     """The names of the text column, or of both of a pair."""
     if reading.text is not None:
         given = (reading.text,) if reading.text_b is None else (reading.text, reading.text_b)
@@ -161,12 +160,10 @@ def _text_columns(train: Table, reading: Reading, form: Form) -> tuple[str, ...]
         return given
     if reading.text_b is not None:
         raise FedmaskError(f"data.text_b={reading.text_b}: the second text of a pair; name the first with data.text=")
-    for usual in form.usual_texts:
+    for usual in USUAL_TEXTS:
         if set(usual) <= set(train.names):
             return usual
-    if len(names := {entry[0] for entry in form.usual_texts}) == 1:
-        train.check(names.pop(), "data.text")
-    known = ", ".join("+".join(usual) for usual in form.usual_texts)
+    known = ", ".join("+".join(usual) for usual in USUAL_TEXTS)
     raise FedmaskError(
         f"{train.place}: no text column among {names_of.listed(train.names)}; known are {known}; name another with "
         "data.text="

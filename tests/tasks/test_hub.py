@@ -142,7 +142,7 @@ def test_a_column_that_cannot_be_read_is_one_line_and_a_fault_of_our_own_is_none
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ({"train": {"body": ["a"], "label": [0]}}, "task s: no text column among body, label; known are sentence1+"),
+        ({"train": {"body": ["a"], "label": [0]}}, "task s: no text column among body, label; known are text_a+"),
         ({"train": {"text": ["a"], "topic": [0]}}, "task s: no column 'label'; there are: text, topic"),
         ({"test": {"text": ["a"], "label": [0]}}, "task s: no train split; there are: test"),
         (
