@@ -7,7 +7,7 @@ what is missing is cut from train, seeded. All of that is told in the task's not
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -47,6 +47,13 @@ USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
 
 USUAL_LABEL = "label"
 
+USUAL_SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+"""By split the names that it may have in a source; the first that is there is taken."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -63,6 +70,8 @@ class Table:
     """Row (from 0) -> where it stands."""
     there: str = "the header has"
     """Begins the list of its columns."""
+    what: str = "column"
+    """What a name names."""
     classes: Sequence[str] | None = None
     """Class names by index, where the label column says them."""
 
@@ -117,8 +126,14 @@ class _Rows:
         return _Rows(self.table, self.rows[chosen], [self.labels[row] for row in chosen])
 
 
-def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form) -> Task:
-    """The task of these splits; train has to be there.
+def usual_splits(found: Collection[str]) -> dict[str, str]:
+    """By split, the name that it has among these; without those that are not there."""
+    first = {split: next((name for name in names if name in found), None) for split, names in USUAL_SPLITS.items()}
+    return {split: name for split, name in first.items() if name is not None}
+
+
+def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form, unread: Sequence[str] = ()) -> Task:
+    """The task of these splits; train has to be there. unread: what lies beside them and is not read.
 
     Raises FedmaskError that names the place at fault: a missing column, a bad text or label, too few rows.
     """
@@ -128,7 +143,7 @@ def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form
         raise FedmaskError(f"{tables['train'].place}: the column {label!r} cannot be both text and label")
     for split, table in tables.items():
         _check_columns(table, texts, label, form, is_train=split == "train")
-    notes: list[str] = []
+    notes = [f"not read, for no split has such a name: {names_of.listed(unread)}"] if unread else list[str]()
     rows = {split: _rows(table, label) for split, table in tables.items()}
     train = _with_labels(rows["train"], "train", form, notes)
     metric = METRIC_BY_NAME.get(name.rpartition("/")[2])
@@ -223,7 +238,7 @@ def _split(found: _Rows, texts: tuple[str, ...], targets: np.ndarray, form: Form
 def _texts(found: _Rows, name: str) -> tuple[str, ...]:
     values = found.table.values(name)
     for row in found.rows:
-        check_text(values[row], found.table.where(int(row)))
+        check_text(values[row], found.table.where(int(row)), f"{found.table.what} {name!r}")
     return tuple(values[row] for row in found.rows)
 
 
@@ -296,11 +311,11 @@ def _class_meant(label: Any, classes: tuple[str, ...]) -> str:
 
 def _hidden(found: _Rows, label: str, classes: tuple[str, ...] | None, train_targets: np.ndarray) -> str | None:
     """Why a split has no labels; None where it has."""
+    if not found.labels:
+        return "it has no rows"
     if label not in found.table.names:
         return f"it has no column {label!r}"
     marks = {str(value) for value in found.labels}
-    if not marks:
-        return "it has no rows"
     mark = min(marks)
     if len(marks) > 1 or mark in (classes or ()):
         return None

@@ -124,6 +124,8 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         FedmaskError, match=r"unknown task 'review' in .*; there are: reviews\. Did you mean 'reviews'\?"
     ):
         load(str(tmp_path), ["review"])
+    with pytest.raises(FedmaskError, match=r"/train\.csv: no such file; .*; train\.tsv is there: take data=tsv$"):
+        load_tasks("csv", str(tmp_path), ["reviews"])
     with pytest.raises(FedmaskError, match=r"data=tsv needs data\.tasks=\[\.\.\.\]; .* has: reviews"):
         load(str(tmp_path), None)
     with pytest.raises(FedmaskError, match=r"data\.root=.*/nowhere: no such folder"):
@@ -154,6 +156,23 @@ def test_a_long_text_is_read(tmp_path: Path) -> None:
     task = load_task(write(tmp_path / "t", SINGLE + "a" * 200_000 + "\tpositive\n"), "t")
     assert len(task.train.text_a[-1]) == 200_000
     assert csv.field_size_limit() == before
+
+
+def test_a_root_at_another_depth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "sets" / "reviews")
+    monkeypatch.chdir(tmp_path / "sets" / "reviews")
+    for root in (".", str(tmp_path / "sets" / "reviews")):
+        with pytest.raises(FedmaskError) as error:
+            load(root, ["reviews"])
+        assert str(error.value) == (
+            f"data.root={root}: this is the folder of a task; name the one that it lies in: "
+            f"data.root={tmp_path / 'sets'} data.tasks=[reviews]"
+        )
+    with pytest.raises(FedmaskError, match=r"there are: sets/reviews\. Did you mean 'sets/reviews'\?"):
+        load(str(tmp_path), ["reviews"])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FedmaskError, match=r"there are: none, for no folder below it holds a train\.tsv\.$"):
+        load(str(tmp_path / "none"), ["reviews"])
 
 
 def as_csv(rows: list[list[str]], quoting: int) -> str:
