@@ -3,6 +3,7 @@ folders that others cannot write."""
 
 import fcntl
 import os
+import re
 import secrets
 import shlex
 import stat
@@ -18,6 +19,9 @@ LOCK = ".lock"
 
 _SCRAPS = ".*.part"
 """The temporary names."""
+
+_VARIABLE = re.compile(r"\$(\{[^{}]*\}?|[A-Za-z_][A-Za-z0-9_]*)")
+"""Of a shell's environment, which a path may have been meant to begin with."""
 
 
 def write_atomically(path: Path, content: bytes, private: bool = False) -> None:
@@ -121,7 +125,19 @@ def path_fault(path: str) -> str | None:
     """Why this, after `with_home`, names no file; None where it may."""
     if path.startswith("~"):
         return f"there is no home folder {path.partition('/')[0]}; a name with a ~ in front is written ./{path}"
+    if (variable := _VARIABLE.search(path)) is not None:
+        return (
+            f"nobody puts its value in the place of {variable[0]}, for a shell does that outside of single quotes "
+            "only; write the path out"
+        )
     return "no path has a NUL character" if "\0" in path else None
+
+
+def output_fault(path: str) -> str | None:
+    """As path_fault, of a folder to write into."""
+    fault = path_fault(path)
+    is_root = fault is None and os.path.realpath(path) == os.sep
+    return "this is the root of all folders; name one of its own" if is_root else fault
 
 
 def remove_scraps(folder: Path, in_subfolders: bool = False) -> None:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
-from fedmask.files import path_fault
+from fedmask.files import output_fault, path_fault
 from fedmask.runs.config import KEYS, ConfigError, Key, RunConfig, build, check, flat, from_yaml, read_value, to_dict
 from fedmask.runs.strict_yaml import read_mapping_file
 from fedmask.runs.trust import check_trusted
@@ -196,7 +196,9 @@ def _path_faults(values: Mapping[str, Any]) -> Iterator[str]:
     for key in sorted(keys, key=lambda key: key != "output"):
         path = values[key]
         try:
-            fault = path_fault(path) or _folder_fault(key, Path(path), values.get("data.source"))
+            fault = (output_fault if key == "output" else path_fault)(path) or _folder_fault(
+                key, Path(path), values.get("data.source")
+            )
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             fault = str(error.strerror)
         if fault is not None:

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from fedmask.errors import FedmaskError
-from fedmask.files import LOCK, check_own, locked, make_folder, own_folder, path_fault, with_home, write_atomically
+from fedmask.files import (
+    LOCK,
+    check_own,
+    locked,
+    make_folder,
+    output_fault,
+    own_folder,
+    path_fault,
+    with_home,
+    write_atomically,
+)
 
 
 def hold(folder: Path, sending: Connection) -> None:
@@ -70,7 +80,6 @@ def test_a_lock_that_its_holder_has_just_removed_holds_nothing(tmp_path: Path, m
         ("~root/x", "/root/x"),
         ("a/~/b", "a/~/b"),
         ("./~/b", "./~/b"),
-        ("$HOME/a", "$HOME/a"),
         ("a~", "a~"),
         ("", ""),
     ],
@@ -89,6 +98,16 @@ def test_what_names_no_file_is_told() -> None:
     fault = path_fault(gone)
     assert fault == f"there is no home folder ~nobody-has-this-name; a name with a ~ in front is written ./{gone}"
     assert path_fault("a\0b") == "no path has a NUL character"
+    for variable in ("$HOME/runs", "runs/$USER", "a${X}b", "${"):
+        assert "write the path out" in str(path_fault(variable))
+    assert [path_fault(path) for path in ("a$", "5$", "$5", "a$/b", "(x)[y]{z}$")] == [None] * 5
+
+
+def test_nobody_writes_into_the_root_of_all_folders() -> None:
+    assert [output_fault(path) is None for path in ("/", "//", "/tmp/..", "/runs", "runs", "")] == [False] * 3 + [
+        True
+    ] * 3
+    assert output_fault("a\0b") == path_fault("a\0b")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -166,7 +166,9 @@ def _candidates(model: nn.Module, rule: str, options: Mapping[str, Any]) -> Tens
     left_out = set(_matching("exclude", exclude, parameters))
     candidates = {name: parameters[name] for name in names if name not in left_out and parameters[name].numel()}
     if not candidates and (include is not None or exclude):
-        raise FedmaskError(f"mask.include={include}, mask.exclude={exclude}: they leave no candidate tensor")
+        patterns = {"include": include, "exclude": list(exclude) or None}
+        given = [f"mask.{option}={each}" for option, each in patterns.items() if each is not None]
+        raise FedmaskError(f"{', '.join(given)}: no candidate tensor is left")
     if not candidates:
         raise _nothing_for(model, rule)
     return candidates

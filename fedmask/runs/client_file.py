@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmask.errors import ConfigError, FedmaskError
-from fedmask.files import path_fault
+from fedmask.files import output_fault, path_fault
 from fedmask.processes import machine_memory_bytes
-from fedmask.runs.config import KEYS, Allowed, column_faults, path_text, read_value, usable_cpus
+from fedmask.runs.config import KEYS, Allowed, column_faults, dotted_key, path_text, read_value, usable_cpus
 from fedmask.runs.strict_yaml import read_mapping_file
 from fedmask.shown import shown
 
@@ -40,6 +40,8 @@ USUAL_RUNS = 1000
 
 OWN = "own"
 """The data source of a run whose clients have their data by their own files."""
+
+_SECTIONS = ("data", "limits")
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ class ClientFile:
 def read_client_file(path: Path) -> ClientFile:
     """Raises ConfigError with every fault of the file, one line each."""
     found = read_mapping_file(path)
-    given, written, faults = dict(_leaves(found.content)), dict(found.written), list[str]()
+    dotted = {key: value for key, value in found.content.items() if key.partition(".")[0] in _SECTIONS and "." in key}
+    given = dict(_leaves({key: value for key, value in found.content.items() if key not in dotted}))
+    written, faults = dict(found.written), [f"{path}: {dotted_key(key, value)}" for key, value in dotted.items()]
     if "data.text_a" in given and given.get("data.text") is not None:
         faults.append(
             f"{path}: data.text_a={shown(given['data.text_a'])}: the same as data.text; leave one of the two out"
@@ -177,12 +181,16 @@ def read_client_file(path: Path) -> ClientFile:
     faults += [f"{path}: {shown(key)}: no such key; there are {', '.join(_ALLOWED)}" for key in unknown]
     values: dict[str, Any] = {}
     for key, allowed in _ALLOWED.items():
+        if key in dotted:
+            continue
         try:
             values[key] = read_value(key, given.get(key), allowed, written.get(key))
         except FedmaskError as fault:
             faults.append(f"{path}: {fault}")
     paths = {key: values[key] for key, allowed in _ALLOWED.items() if allowed.kind == "path" and values.get(key)}
-    faults += [f"{path}: {key}={shown(own)}: {why}" for key, own in paths.items() if (why := path_fault(own))]
+    for key, own in paths.items():
+        if why := (output_fault if key == "folder" else path_fault)(own):
+            faults.append(f"{path}: {key}={shown(own)}: {why}")
     faults += [f"{path}: {fault}" for fault in column_faults(values, values.get("data.source"))]
     if faults:
         raise ConfigError(faults)
@@ -191,7 +199,7 @@ def read_client_file(path: Path) -> ClientFile:
 
 def _leaves(raw: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     for key, value in raw.items():
-        if key in ("data", "limits") and isinstance(value, Mapping):
+        if key in _SECTIONS and isinstance(value, Mapping):
             yield from ((f"{key}.{entry}", leaf) for entry, leaf in value.items())
         else:
             yield key, value

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fedmask.errors import FedmaskError
-from fedmask.files import path_fault, with_home
+from fedmask.files import output_fault, path_fault, with_home
 from fedmask.runs.other_words import as_key
 from fedmask.shown import line
 
@@ -78,6 +78,6 @@ def usable_path(key: str, text: str) -> str:
     Raises FedmaskError where it can be none.
     """
     path = with_home(text)
-    if (fault := path_fault(path)) is not None:
+    if (fault := (output_fault if key == "output" else path_fault)(path)) is not None:
         raise FedmaskError(f"{key}={text}: {fault}")
     return path

@@ -218,7 +218,7 @@ class DataConfig:
     text: Annotated[
         str | None,
         "The column of the texts, of a pair's first; for tsv, csv, jsonl and hub; data.text_a= is the same",
-        _or_null(_text("a column"), "by its usual name: text_a in tsv, also text, sentence, ... elsewhere"),
+        _or_null(_text("a column"), "by its usual name: text, text_a, sentence, ..."),
     ]
     text_b: Annotated[
         str | None,
@@ -743,11 +743,13 @@ def check(
     `undecided` names keys that are already known to be wrong: nothing is said of them, nor of what depends on them.
     written: by dotted key how a value stands in a file, where it is no text.
     """
-    given = flat(raw)
-    faults = [unknown_key(key, value) for key, value in given.items() if key not in KEYS]
+    dotted = {name: value for name, value in raw.items() if name in KEYS and "." in name}
+    given = flat({name: value for name, value in raw.items() if name not in dotted})
+    faults = [dotted_key(key, value) for key, value in dotted.items()]
+    faults += [unknown_key(key, value) for key, value in given.items() if key not in KEYS]
     values: dict[str, Any] = {}
     for name, key in KEYS.items():
-        if name in undecided or name.partition(".")[0] in given.keys() & SECTIONS.keys():
+        if name in undecided or name in dotted or name.partition(".")[0] in given.keys() & SECTIONS.keys():
             continue
         if name not in given:
             faults.append(f"{name}: missing; must be {key.allowed.text}")
@@ -910,6 +912,12 @@ def decimal(value: object) -> str:
 def not_allowed(key: str, value: object, allowed: str, choices: Collection[str] | None = None) -> str:
     """`key=value: must be ...`, with the closest choice where there is one."""
     return f"{key}={shown(value)}: must be {allowed}{_suggestion(value, choices or ())}"
+
+
+def dotted_key(key: str, value: object) -> str:
+    """A key of a section that stands outside of it, where it would win over what stands inside."""
+    section, _, entry = key.partition(".")
+    return f"{shown(key)}={shown(value)}: no key of a file has a dot; write {entry} once, under {section}"
 
 
 def unknown_key(key: str, value: object, known: Collection[str] = KEYS) -> str:

@@ -81,12 +81,12 @@ class RunFolder:
             if not holds_run(path):
                 raise FedmaskError(f"resume={path}: holds no run, for it has no {CONFIG}; start one with output={path}")
             return
+        if found and not self._holds_a_run():
+            raise FedmaskError(f"output={path}: holds {found[0]}, but no run of fedmask; name another folder")
         if found and not overwrite:
             raise FedmaskError(
                 f"output={path}: this folder already holds a run; name another, or say overwrite=true to replace it"
             )
-        if found and not self._holds_a_run():
-            raise FedmaskError(f"output={path}: holds {found[0]}, but no run of fedmask; name another folder")
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -8,10 +8,14 @@ from fedmask.errors import FedmaskError
 from fedmask.tasks.labels import clean
 
 
-def check_text(text: object, place: str) -> None:
-    """Raises FedmaskError unless it is a text that UTF-8 can hold; odd characters in it are a person's own affair."""
+def check_text(text: object, place: str, column: str = "") -> None:
+    """Raises FedmaskError unless it is a text that UTF-8 can hold; odd characters in it are a person's own affair.
+
+    column: of the row at that place.
+    """
     if not isinstance(text, str):
-        raise FedmaskError(f"{place}: a text must be a str, not {short(text)}")
+        named = f" ({column}{', missing or null' if text is None else ''})" if column else ""
+        raise FedmaskError(f"{place}: a text must be a str, not {short(text)}{named}")
     if (position := half_a_pair(text)) is not None:
         raise FedmaskError(
             f"{place}: a text has half of a surrogate pair, {text[position]!a}, at character {position + 1}; cut "

@@ -6,6 +6,7 @@ names come from a `ClassLabel` feature. Rows without a label are left out. What 
 and missing splits stands in `fedmask.tasks.table`.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ import huggingface_hub.utils.logging as hub_logging
 from fedmask.errors import FedmaskError, cause_line
 from fedmask.shown import in_line
 from fedmask.tasks import AS_FOUND, Reading, Stamp, stamp_of
-from fedmask.tasks.table import USUAL_LABEL, Form, Table, task_of
-from fedmask.tasks.task import SPLIT_NAMES, Task, check_name, unknown_task
+from fedmask.tasks.table import USUAL_LABEL, Form, Table, task_of, usual_splits
+from fedmask.tasks.task import Task, check_name, is_the_task, unknown_task
 
 # Collections that are known by a name without an organisation: "glue/sst2" is configuration sst2 of nyu-mll/glue.
 COLLECTIONS = {"glue": "nyu-mll/glue", "tweet_eval": "cardiffnlp/tweet_eval"}
@@ -45,11 +46,14 @@ def load_task(root: str | None, name: str, reading: Reading = AS_FOUND) -> Task:
     check_name(name)
     with _silent():
         splits = _download(name) if root is None else _read_folder(Path(root), name)
-    if "train" not in splits:
+    read = usual_splits(splits)
+    if "train" not in read:
         raise FedmaskError(f"task {name}: no train split; there are: {', '.join(splits)}")
+    if not splits["train"].num_rows:
+        raise FedmaskError(f"task {name}: the train split has no rows; give it some")
     label = reading.label or USUAL_LABEL
-    tables = {split: _table(splits[split], name, split, label) for split in SPLIT_NAMES if split in splits}
-    return task_of(name, tables, reading, _FORM)
+    tables = {split: _table(splits[found], name, found, label) for split, found in read.items()}
+    return task_of(name, tables, reading, _FORM, [split for split in splits if split not in read.values()])
 
 
 def stamp(root: str | None, names: Sequence[str] | None) -> Stamp:
@@ -63,13 +67,29 @@ def _read_folder(root: Path, name: str) -> Mapping[str, datasets.Dataset]:
         raise FedmaskError(f"data.root={in_line(str(root))}: no such folder")
     if not any((root / name / marker).is_file() for marker in _MARKERS):
         found = {path.parent for marker in _MARKERS for path in root.rglob(marker)}
+        if root in found:
+            raise is_the_task(root)
         sets = [path.relative_to(root).as_posix() for path in found if path.parent not in found]
-        raise unknown_task(name, sets, f"{root} (sets written by save_to_disk)")
+        none = f"no folder below it has a {' or a '.join(_MARKERS)}"
+        raise unknown_task(name, sets, f"{root} (sets written by save_to_disk)", none)
     try:
-        loaded = datasets.load_from_disk(str(root / name))
-        return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+        return _read_set(root / name)
     except Exception as error:  # whatever is wrong inside the folder, the library's own words say it best
         raise FedmaskError(f"{root / name}: not a readable data set: {_one_line(error)}") from error
+
+
+def _read_set(folder: Path) -> dict[str, datasets.Dataset]:
+    """The splits of a saved set."""
+    names = folder / _MARKERS[0]
+    if not names.is_file():
+        return {"train": _read_split(folder)}
+    return {split: _read_split(folder / split) for split in json.loads(names.read_text(encoding="utf-8"))["splits"]}
+
+
+def _read_split(folder: Path) -> datasets.Dataset:
+    # A split without rows is saved without files, and the library cannot load that.
+    state = json.loads((folder / _MARKERS[1]).read_text(encoding="utf-8"))
+    return datasets.load_from_disk(str(folder)) if state["_data_files"] else datasets.Dataset.from_dict({})
 
 
 def _download(name: str) -> Mapping[str, datasets.Dataset]:

@@ -13,6 +13,8 @@ from fedmask.errors import FedmaskError
 from fedmask.tasks.files import FileSource
 from fedmask.tasks.table import Form, Table
 
+_ONE_A_LINE = "data=jsonl takes one object a line, with a text and a label, and no list around them"
+
 
 def _read(path: Path) -> Table:
     """A column for each key that an object has; None where another has not. Empty lines are passed over."""
@@ -27,7 +29,9 @@ def _read(path: Path) -> Table:
     def values(name: str) -> list[Any]:
         return [each.get(name) for each in objects]
 
-    return Table(str(path), names, values, len(objects), lambda row: f"{path}:{lines[row]}", there="the keys are")
+    return Table(
+        str(path), names, values, len(objects), lambda row: f"{path}:{lines[row]}", there="the keys are", what="key"
+    )
 
 
 def _object(text: str, place: str) -> dict[str, Any]:
@@ -36,9 +40,10 @@ def _object(text: str, place: str) -> dict[str, Any]:
     except _TwiceError as error:
         raise FedmaskError(f"{place}: the key {error.key!r} stands twice in an object; leave one") from error
     except (ValueError, RecursionError) as error:
-        raise FedmaskError(f"{place}: not JSON: {error}") from error
+        why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise FedmaskError(f"{place}: not JSON: {why}; {_ONE_A_LINE}") from error
     if not isinstance(value, dict):
-        raise FedmaskError(f"{place}: not a JSON object; data=jsonl takes one object a line, with a text and a label")
+        raise FedmaskError(f"{place}: not a JSON object; {_ONE_A_LINE}")
     return value
 
 

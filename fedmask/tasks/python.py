@@ -77,7 +77,7 @@ def _run(folder: Path, module_name: str) -> ModuleType:
 def _task(module: ModuleType, attribute: str, name: str, folder: Path) -> Task:
     if not hasattr(module, attribute):
         public = [key for key, value in vars(module).items() if isinstance(value, Task)]
-        raise unknown_task(attribute, public, f"{module.__name__}.py")
+        raise unknown_task(attribute, public, f"{module.__name__}.py", "no name of that module is a fedmask.Task")
     value = getattr(module, attribute)
     if callable(value):
         with _told_in_one_line(folder / f"{module.__name__}.py"):

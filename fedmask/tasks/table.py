@@ -7,7 +7,7 @@ what is missing is cut from train, seeded. All of that is told in the task's not
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -32,20 +32,27 @@ from fedmask.tasks.task import (
 )
 
 USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
+    ("text_a", "text_b"),
+    ("text_a",),
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
-    ("text_a", "text_b"),
     ("sentence",),
     ("text",),
     ("question",),
-    ("text_a",),
     ("content",),
 )
-"""Text columns, pairs first; the first entry that a table has in full is taken."""
+"""Text columns of every source, first this library's own; the first entry that a table has in full is taken."""
 
 USUAL_LABEL = "label"
+
+USUAL_SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+"""By split the names that it may have in a source; the first that is there is taken."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Table:
     """Row (from 0) -> where it stands."""
     there: str = "the header has"
     """Begins the list of its columns."""
+    what: str = "column"
+    """What a name names."""
     classes: Sequence[str] | None = None
     """Class names by index, where the label column says them."""
 
@@ -92,7 +101,6 @@ class Table:
 class Form:
     """How a source's tables are read where nobody says it."""
 
-    usual_texts: Sequence[tuple[str, ...]] = USUAL_TEXTS
     domain: str | None = "domain"
     """The column of domains, which may lack; None: the source has none."""
     has_types: bool = False
@@ -118,18 +126,24 @@ class _Rows:
         return _Rows(self.table, self.rows[chosen], [self.labels[row] for row in chosen])
 
 
-def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form) -> Task:
-    """The task of these splits; train has to be there.
+def usual_splits(found: Collection[str]) -> dict[str, str]:
+    """By split, the name that it has among these; without those that are not there."""
+    first = {split: next((name for name in names if name in found), None) for split, names in USUAL_SPLITS.items()}
+    return {split: name for split, name in first.items() if name is not None}
+
+
+def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form, unread: Sequence[str] = ()) -> Task:
+    """The task of these splits; train has to be there. unread: what lies beside them and is not read.
 
     Raises FedmaskError that names the place at fault: a missing column, a bad text or label, too few rows.
     """
-    texts = _text_columns(tables["train"], reading, form)
+    texts = _text_columns(tables["train"], reading)
     label = reading.label or USUAL_LABEL
     if label in texts:
         raise FedmaskError(f"{tables['train'].place}: the column {label!r} cannot be both text and label")
     for split, table in tables.items():
         _check_columns(table, texts, label, form, is_train=split == "train")
-    notes: list[str] = []
+    notes = [f"not read, for no split has such a name: {names_of.listed(unread)}"] if unread else list[str]()
     rows = {split: _rows(table, label) for split, table in tables.items()}
     train = _with_labels(rows["train"], "train", form, notes)
     metric = METRIC_BY_NAME.get(name.rpartition("/")[2])
@@ -152,7 +166,7 @@ def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _text_columns(train: Table, reading: Reading, form: Form) -> tuple[str, ...]:
+def _text_columns(train: Table, reading: Reading) -> tuple[str, ...]:
     """The names of the text column, or of both of a pair."""
     if reading.text is not None:
         given = (reading.text,) if reading.text_b is None else (reading.text, reading.text_b)
@@ -161,12 +175,10 @@ def _text_columns(train: Table, reading: Reading, form: Form) -> tuple[str, ...]
         return given
     if reading.text_b is not None:
         raise FedmaskError(f"data.text_b={reading.text_b}: the second text of a pair; name the first with data.text=")
-    for usual in form.usual_texts:
+    for usual in USUAL_TEXTS:
         if set(usual) <= set(train.names):
             return usual
-    if len(names := {entry[0] for entry in form.usual_texts}) == 1:
-        train.check(names.pop(), "data.text")
-    known = ", ".join("+".join(usual) for usual in form.usual_texts)
+    known = ", ".join("+".join(usual) for usual in USUAL_TEXTS)
     raise FedmaskError(
         f"{train.place}: no text column among {names_of.listed(train.names)}; known are {known}; name another with "
         "data.text="
@@ -226,7 +238,7 @@ def _split(found: _Rows, texts: tuple[str, ...], targets: np.ndarray, form: Form
 def _texts(found: _Rows, name: str) -> tuple[str, ...]:
     values = found.table.values(name)
     for row in found.rows:
-        check_text(values[row], found.table.where(int(row)))
+        check_text(values[row], found.table.where(int(row)), f"{found.table.what} {name!r}")
     return tuple(values[row] for row in found.rows)
 
 
@@ -299,11 +311,11 @@ def _class_meant(label: Any, classes: tuple[str, ...]) -> str:
 
 def _hidden(found: _Rows, label: str, classes: tuple[str, ...] | None, train_targets: np.ndarray) -> str | None:
     """Why a split has no labels; None where it has."""
+    if not found.labels:
+        return "it has no rows"
     if label not in found.table.names:
         return f"it has no column {label!r}"
     marks = {str(value) for value in found.labels}
-    if not marks:
-        return "it has no rows"
     mark = min(marks)
     if len(marks) > 1 or mark in (classes or ()):
         return None

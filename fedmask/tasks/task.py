@@ -13,12 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedmask.errors import FedmaskError
-from fedmask.shown import quoted
+from fedmask.shown import in_line, quoted
 from fedmask.tasks import labels as names_of
 from fedmask.tasks.checks import check_label, check_text, hidden_target, short
 from fedmask.tasks.metrics import METRICS
@@ -249,11 +250,21 @@ def regression_targets(values: Sequence[Any] | np.ndarray, place: Callable[[int]
     return targets
 
 
-def unknown_task(name: str, known: Collection[str], where: str) -> FedmaskError:
-    """The error for a task that is not there: what there is, and the nearest name."""
+def unknown_task(name: str, known: Collection[str], where: str, why_none: str = "") -> FedmaskError:
+    """The error for a task that is not there: what there is, and the nearest name; why_none: what was looked for."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return FedmaskError(f"unknown task {name!r} in {where}; there are: {', '.join(sorted(known)) or 'none'}.{hint}")
+    there = ", ".join(sorted(known)) or f"none, for {why_none}"
+    return FedmaskError(f"unknown task {name!r} in {where}; there are: {there}.{hint}")
+
+
+def is_the_task(root: Path) -> FedmaskError:
+    """The error for a root that is the folder of one task."""
+    folder = root.resolve()
+    return FedmaskError(
+        f"data.root={root}: this is the folder of a task; name the one that it lies in: data.root={folder.parent} "
+        f"data.tasks=[{in_line(folder.name)}]"
+    )
 
 
 @dataclass(frozen=True)

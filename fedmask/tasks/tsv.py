@@ -1,8 +1,8 @@
 """Tasks from folders of TSV files: DIR/{task}/{train,validation,test}.tsv -> Task.
 
 A file is UTF-8 with a header row, tab-separated, without quoting: a quote is a character like any other, and a file
-whose cells stand in quotes is refused. Columns, unless others are named: `text_a`, `label`, for pairs `text_b`, and
-optionally `domain`; others are ignored. The metric goes by the task's name (cola, mrpc, stsb) and is accuracy
+whose cells stand in quotes is refused. Columns are found by their usual names unless they are named; others are
+ignored. The metric goes by the task's name (cola, mrpc, stsb) and is accuracy
 elsewhere. A task is a regression if its name says so, or if every train label is a number and one has a decimal point.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.files import FileSource
+from fedmask.tasks.files import FileSource, cells_up_to_limit, csv_fault
 from fedmask.tasks.table import Form, Table
 
 _REMEDY = (
@@ -23,7 +23,7 @@ def _read(path: Path) -> Table:
     """Rows as wide as the header; empty lines are passed over."""
     header: list[str] = []
     rows, lines = [], []
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file, cells_up_to_limit():
         reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         try:
             header = next(reader, [])
@@ -36,7 +36,7 @@ def _read(path: Path) -> Table:
                 rows.append(row)
                 lines.append(reader.line_num)
         except csv.Error as error:
-            raise FedmaskError(f"{path}:{reader.line_num}: {error}") from error
+            raise FedmaskError(f"{path}:{reader.line_num}: {csv_fault(error)}") from error
     _check_unquoted(path, header, rows, lines)
     return Table.of_rows(str(path), header, rows, lambda row: f"{path}:{lines[row]}")
 
@@ -64,6 +64,7 @@ def _first_quoted(column: Sequence[str]) -> tuple[int, int]:
 def _are_quoted_where_needed(cells: Sequence[str]) -> bool:
     """Whether quotes stand only around whole cells, those inside written twice, and where a table's writer needs them:
     around every cell with a quote, or with a comma."""
+    cells = [cell.strip() for cell in cells]
     with_quote = [cell for cell in cells if '"' in cell]
     if not with_quote or not all(_stands_in_quotes(cell) and _is_doubled(cell[1:-1]) for cell in with_quote):
         return False
@@ -78,8 +79,10 @@ def _is_doubled(inner: str) -> bool:
 
 
 def _stands_in_quotes(cell: str) -> bool:
-    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+    """Blanks around the quotes do not count."""
+    bare = cell.strip()
+    return len(bare) > 1 and bare[0] == bare[-1] == '"'
 
 
-_SOURCE = FileSource("tsv", _read, Form(usual_texts=(("text_a", "text_b"), ("text_a",))))
+_SOURCE = FileSource("tsv", _read, Form())
 load, load_task, stamp = _SOURCE.load, _SOURCE.load_task, _SOURCE.stamp

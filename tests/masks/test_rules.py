@@ -324,8 +324,12 @@ def test_patterns_choose_the_candidates(bert: nn.Module) -> None:
             {"exclude": ["decoder.*"]},
             "mask.exclude: pattern 'decoder.*' matches no tensor; the first is embeddings.word_embeddings.weight",
         ),
-        ({"exclude": ["*"]}, "mask.include=None, mask.exclude=['*']: they leave no candidate tensor"),
-        ({"include": []}, "mask.include=[], mask.exclude=(): they leave no candidate tensor"),
+        ({"exclude": ["*"]}, "mask.exclude=['*']: no candidate tensor is left"),
+        ({"include": []}, "mask.include=[]: no candidate tensor is left"),
+        (
+            {"include": ["*"], "exclude": ["*"]},
+            "mask.include=['*'], mask.exclude=['*']: no candidate tensor is left",
+        ),
         (
             {"rule": "hiwi", "density": 0.1},
             "mask.density=0.1: rule hiwi takes none, it selects all feed-forward biases",

@@ -112,6 +112,13 @@ def test_a_path_that_can_be_none_is_told(write: Write, tmp_path: Path) -> None:
         "./~nobody-has-this/x",
         "folder='a\\x00b': no path has a NUL character",
     ]
+    with pytest.raises(ConfigError) as error:
+        read_client_file(write(key="${HOME}/client.key", folder="/"))
+    assert [fault.removeprefix(f"{tmp_path / 'client.yaml'}: ") for fault in error.value.faults] == [
+        "key=${HOME}/client.key: nobody puts its value in the place of ${HOME}, for a shell does that outside of "
+        "single quotes only; write the path out",
+        "folder=/: this is the root of all folders; name one of its own",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +221,21 @@ def test_columns_and_classes_are_its_own(write: Write, asked: Settings) -> None:
     of_the_run = replace(asked, data=replace(asked.data, classes=("x", "y")))
     assert own.applied_to(of_the_run).data.classes == ("spam", "ham")
     assert read_client_file(write(data=data)).applied_to(of_the_run).data.classes == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "line", ["data.task: x", "limits.rounds: 7", "data.text_a: x", "data.source: csv", "limits.odd: 1"]
+)
+def test_a_key_of_a_section_does_not_stand_a_second_time_with_a_dot(write: Write, line: str) -> None:
+    path = write()
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        read_client_file(path)
+    key, _, value = line.partition(": ")
+    section, _, entry = key.partition(".")
+    assert caught.value.faults == (
+        f"{path}: {key}={value}: no key of a file has a dot; write {entry} once, under {section}",
+    )
 
 
 def test_text_a_is_another_spelling_of_text(write: Write) -> None:

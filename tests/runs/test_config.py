@@ -619,6 +619,21 @@ def test_an_edited_configuration_is_read_strictly(old: str, new: str, fault: str
     assert len(caught.value.faults) == 1
 
 
+@pytest.mark.parametrize("line", ["client.learning_rate: 0.5", "mask.density: 0.1", "model.geometry: {a: 1}"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_key_of_a_section_stands_inside_of_it_alone(line: str, inside: bool) -> None:
+    key = line.partition(":")[0]
+    section, _, entry = key.partition(".")
+    raw = changed()
+    if not inside:
+        del raw[section][entry]
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(yaml.safe_dump(raw) + line + "\n")
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"{key}=")
+    assert fault.endswith(f": no key of a file has a dot; write {entry} once, under {section}")
+
+
 @settings(deadline=None)
 @given(st.text(max_size=30), st.integers(0, 10**6))
 def test_any_edit_is_a_configuration_or_lines(junk: str, place: int) -> None:

@@ -82,16 +82,24 @@ def test_looking_touches_nothing(tmp_path: Path) -> None:
     assert tree(tmp_path / "old") == before
 
 
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "rounds.jsonl", "communication.jsonl", "adapter.safetensors", "summary.json", "clients"]
-)
-def test_a_folder_that_holds_any_part_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+    finished(tmp_path)
     with pytest.raises(FedmaskError) as caught:
         RunFolder(tmp_path, overwrite=False)
     assert str(caught.value) == (
         f"output={tmp_path}: this folder already holds a run; name another, or say overwrite=true to replace it"
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "rounds.jsonl", "report.html", "adapter.safetensors", "summary.json", "clients"]
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_under_names_of_a_run_are_refused_whatever_is_said(tmp_path: Path, name: str, overwrite: bool) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(FedmaskError) as caught:
+        RunFolder(tmp_path, overwrite=overwrite)
+    assert str(caught.value) == f"output={tmp_path}: holds {name}, but no run of fedmask; name another folder"
 
 
 def test_a_folder_with_other_files_is_taken_and_they_stay(tmp_path: Path) -> None:

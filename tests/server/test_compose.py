@@ -212,7 +212,6 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         ("'quoted, text'", "quoted, text"),
         ('"null"', "null"),
         (r"'it\'s'", "it's"),
-        ("${seed}", "${seed}"),
     ],
 )
 @pytest.mark.usefixtures("composed_once")
@@ -246,6 +245,17 @@ def test_what_can_be_no_path_is_told_for_each_of_them(tmp_path: Path, monkeypatc
     assert faults_of("data=tsv", "data.root=file", "data.tasks=[a]") == (
         "data.root=file: must be a folder, but is a file",
     )
+    unexpanded = [f"{key}=$HOME/a" for key in ("output", "model.path", "data.root")]
+    variable = (
+        "nobody puts its value in the place of $HOME, for a shell does that outside of single quotes only; write the "
+        "path out"
+    )
+    assert faults_of("data=hub", "data.tasks=[a]", *unexpanded) == tuple(f"{given}: {variable}" for given in unexpanded)
+    assert [fault.partition(":")[0] for fault in faults_of("output=a/${oc.env:HOME}")] == ["output=a/${oc.env"]
+    root = "this is the root of all folders; name one of its own"
+    assert [faults_of(f"output={path}") for path in ("/", "//", "/tmp/..")] == [
+        (f"output={path}: {root}",) for path in ("/", "//", "/tmp/..")
+    ]
     (long,) = faults_of(f"output={'x' * 5000}")
     assert long.endswith(": File name too long")
     (bytes_,) = faults_of("output=\udcff")  # as Python gives a name that is not UTF-8

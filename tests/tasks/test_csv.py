@@ -64,7 +64,23 @@ def test_what_the_library_writes_is_read_back(
         ("", "train.csv: the file is empty"),
         ("text,label,text\na,up,b\n", "train.csv: the column 'text' stands there twice; leave one, or give them names"),
         ('text,label\n"a\nb",up\nc,down\nd,\n', "train.csv:5: the label is empty"),
-        ("review,label\na,up\n", "train.csv: no text column among review, label; known are sentence1+sentence2, "),
+        ("review,label\na,up\n", "train.csv: no text column among review, label; known are text_a+text_b, text_a, "),
+        (
+            '"text", "label"\n"a", "up"\n',
+            "train.csv:1: a blank stands between the separator and a quote, which then is",
+        ),
+        ('text,label\n"a", "up"\n"b", "down"\n', "train.csv:2: a blank stands between the separator and a quote, "),
+        ('text;label\na;  "up"\nb;down\n', "train.csv:2: a blank stands between the separator and a quote, which"),
+        ('id,text,label\n1, "a, b",up\n', "train.csv:2: a blank stands between the separator and a quote, which"),
+        ('id,text,label\n1,a,up\n2, "b\nc", up\n', "train.csv:3: a blank stands between the separator and a quote"),
+        (
+            "a" * 10_000_001 + ",label\nb,up\n",
+            "train.csv:1: a cell has more than 10,000,000 characters; shorten it, or",
+        ),
+        (
+            "text,label\n" + "b" * 10_000_001 + ",up\n",
+            "train.csv:2: a cell has more than 10,000,000 characters; shorten",
+        ),
     ],
 )
 def test_a_fault_names_its_place(tmp_path: Path, text: str, message: str) -> None:
@@ -72,6 +88,19 @@ def test_a_fault_names_its_place(tmp_path: Path, text: str, message: str) -> Non
     with pytest.raises(FedmaskError) as error:
         load_task(folder, "t")
     assert str(error.value).startswith(f"{folder}/{message}")
+
+
+def test_a_blank_and_a_quote_inside_of_quotes_are_a_part_of_the_text(tmp_path: Path) -> None:
+    folder = write(tmp_path / "t", 'text,label\n" ""hm""",up\n" ""a""\nb", down\n')
+    task = load_task(folder, "t")
+    assert (task.train.text_a, task.labels) == ((' "hm"', ' "a"\nb'), ("down", "up"))
+
+
+def test_long_texts_and_long_names_are_read(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    folder = write(tmp_path / "t", f"{'n' * 200_000},text,label\n1,{'a' * 200_000},up\n2,b,down\n")
+    assert len(load_task(folder, "t").train.text_a[0]) == 200_000
+    assert csv.field_size_limit() == before
 
 
 def test_columns_that_stand_twice_and_are_not_read_do_not_matter(tmp_path: Path) -> None:

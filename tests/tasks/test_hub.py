@@ -115,6 +115,32 @@ def test_a_set_without_splits_is_cut_in_three(tmp_path: Path) -> None:
         hub.load_task(str(tmp_path), "org/plan")
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_rows(tmp_path: Path, split: str) -> None:
+    full = datasets.Dataset.from_dict(rows(20), features=features("sentence"))
+    sets = dict.fromkeys(("train", "validation", "test"), full) | {split: full.select([])}
+    datasets.DatasetDict(sets).save_to_disk(str(tmp_path / "s"))
+    if split == "train":
+        with pytest.raises(FedmaskError, match=r"^task s: the train split has no rows; give it some$"):
+            hub.load_task(str(tmp_path), "s")
+        return
+    task = hub.load_task(str(tmp_path), "s")
+    assert any("(it has no rows)" in note for note in task.notes)
+    assert len(task.test) == 20
+
+
+def test_a_root_that_is_the_set_itself_is_told(tmp_path: Path) -> None:
+    save(tmp_path, "org/reviews", train=rows(2))
+    with pytest.raises(FedmaskError) as error:
+        hub.load_task(str(tmp_path / "org" / "reviews"), "reviews")
+    assert str(error.value).endswith(f"name the one that it lies in: data.root={tmp_path / 'org'} data.tasks=[reviews]")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(
+        FedmaskError, match=r"there are: none, for no folder below it has a dataset_dict\.json or a sta"
+    ):
+        hub.load_task(str(tmp_path / "none"), "reviews")
+
+
 def test_rows_left_out_are_counted(tmp_path: Path) -> None:
     some = rows(20) | {"label": [None, *(row % 2 for row in range(19))]}
     save(tmp_path, "s", train=some, validation=rows(4), test=rows(4))
@@ -142,7 +168,7 @@ def test_a_column_that_cannot_be_read_is_one_line_and_a_fault_of_our_own_is_none
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ({"train": {"body": ["a"], "label": [0]}}, "task s: no text column among body, label; known are sentence1+"),
+        ({"train": {"body": ["a"], "label": [0]}}, "task s: no text column among body, label; known are text_a+"),
         ({"train": {"text": ["a"], "topic": [0]}}, "task s: no column 'label'; there are: text, topic"),
         ({"test": {"text": ["a"], "label": [0]}}, "task s: no train split; there are: test"),
         (

@@ -56,8 +56,9 @@ def test_lines_as_other_programs_write_them(tmp_path: Path) -> None:
         ('{"text": "a"}', "the label is empty"),
         ('{"text": "a", "label": NaN}', "the label is empty"),
         ('{"text": "a", "label": ["up"]}', "a label must be a class name or a number, not ['up']"),
-        ('{"text": null, "label": "up"}', "a text must be a str, not None"),
-        ('{"text": 5, "label": "up"}', "a text must be a str, not 5"),
+        ('{"text": null, "label": "up"}', "a text must be a str, not None (key 'text', missing or null)"),
+        ('{"label": "up"}', "a text must be a str, not None (key 'text', missing or null)"),
+        ('{"text": 5, "label": "up"}', "a text must be a str, not 5 (key 'text')"),
         ('{"text": "a", "label": 0.5}', "label 0.5 is a float among class names"),
         ('{"text": "cut \\ud83d", "label": "up"}', "a text has half of a surrogate pair, '\\ud83d', at character 5"),
         ('{"text": "a", "label": "\\ud83d"}', "a label must be a class name or a number, not '\\ud83d'"),
@@ -69,6 +70,25 @@ def test_a_fault_names_its_line(tmp_path: Path, line: str, message: str) -> None
         load_task(folder, "t")
     assert str(error.value).startswith(f"{folder}/train.jsonl:3: {message}")
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            json.dumps([{"text": "a", "label": "up"}], indent=1),
+            "1: not JSON: Expecting value at character 3; data=jsonl",
+        ),
+        (json.dumps({"text": "a", "label": "up"}, indent=1), "1: not JSON: Expecting property name enclosed in double"),
+        (json.dumps([{"text": "a", "label": "up"}]), "1: not a JSON object; data=jsonl takes one object a line"),
+    ],
+)
+def test_json_of_another_form_is_told_what_is_read(tmp_path: Path, text: str, message: str) -> None:
+    folder = write(tmp_path / "t", text)
+    with pytest.raises(FedmaskError) as error:
+        load_task(folder, "t")
+    assert str(error.value).startswith(f"{folder}/train.jsonl:{message}")
+    assert str(error.value).endswith("one object a line, with a text and a label, and no list around them")
 
 
 def test_targets_beyond_any_float(tmp_path: Path) -> None:

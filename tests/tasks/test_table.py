@@ -13,7 +13,7 @@ from fedmask.errors import FedmaskError
 from fedmask.tasks import AS_FOUND, Reading, Task, load_tasks
 from fedmask.tasks.table import Form, Table, task_of
 
-from .conftest import value_or_line
+from .conftest import value_or_line, write_splits
 
 Written = Callable[..., str]
 
@@ -148,6 +148,30 @@ def test_one_split_is_cut_in_three(written: Written, tmp_path: Path) -> None:
     assert sorted(sum(parts, ())) == sorted(row["text_a"] for row in rows(30))
     again = load(source, tmp_path)
     assert [again.train.text_a, again.validation.text_a, again.test.text_a] == parts
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "dev"])
+def test_validation_has_other_usual_names(written: Written, tmp_path: Path, name: str) -> None:
+    source = written(train=rows(4), test=rows(2), **{name: rows(3, 10)})
+    task = load(source, tmp_path)
+    assert (task.validation.text_a, task.notes) == (("text 10", "text 11", "text 12"), ())
+
+
+def test_splits_that_are_not_read_are_named(written: Written, tmp_path: Path) -> None:
+    more = {"validation_matched": rows(2), "dev": rows(2), "extra": rows(2)}
+    source = written(train=rows(20), validation=rows(2, 10), test=rows(2), **more)
+    task = load(source, tmp_path)
+    names = [name if source == "hub" else f"{name}.{source}" for name in more]
+    named = ", ".join(names if source == "hub" else sorted(names))
+    assert task.notes == (f"not read, for no split has such a name: {named}",)
+    assert task.validation.text_a == ("text 10", "text 11")
+
+
+def test_a_split_of_another_kind_of_file_is_named_where_it_lacks(tmp_path: Path) -> None:
+    write_splits("csv", tmp_path, "t", {"train": rows(20), "test": rows(2)})
+    write_splits("tsv", tmp_path, "t", {"train": rows(20), "dev": rows(2), "test": rows(2)})
+    (tmp_path / "t" / "README.md").touch()
+    assert load("csv", tmp_path).notes[0] == "not read, for no split has such a name: dev.tsv"
 
 
 def test_a_class_of_one_row_may_be_cut_off(written: Written, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_metric_goes_by_the_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ("text\tlabel\na\tb\n", None, "train.tsv: no column 'text_a'; the header has text, label"),
+        ("body\tlabel\na\tb\n", None, "train.tsv: no text column among body, label; known are text_a+text_b, text_a, "),
         ("text_a\tclass\na\tb\n", None, "train.tsv: no column 'label'; the header has text_a, class"),
         (SINGLE, "text_a\tlabel\n", "test.tsv: no rows under the header"),
         (SINGLE, "", "test.tsv: the file is empty"),
@@ -89,7 +89,11 @@ def test_the_metric_goes_by_the_name(tmp_path: Path) -> None:
             "test.tsv:3: label 'high' is not a number, and this task is a regression",
         ),
         (SINGLE, SINGLE + "a\rb\tpositive\n", "test.tsv:4: 1 fields, but the header has 2"),
-        (SINGLE, SINGLE + "a" * 200_000 + "\tpositive\n", "test.tsv:4: field larger than field limit (131072)"),
+        (
+            SINGLE,
+            SINGLE + "a" * 10_000_001 + "\tup\n",
+            "test.tsv:4: a cell has more than 10,000,000 characters; shorten",
+        ),
     ],
 )
 def test_a_fault_names_its_place(tmp_path: Path, train: str, test: str | None, message: str) -> None:
@@ -120,12 +124,55 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         FedmaskError, match=r"unknown task 'review' in .*; there are: reviews\. Did you mean 'reviews'\?"
     ):
         load(str(tmp_path), ["review"])
+    with pytest.raises(FedmaskError, match=r"/train\.csv: no such file; .*; train\.tsv is there: take data=tsv$"):
+        load_tasks("csv", str(tmp_path), ["reviews"])
     with pytest.raises(FedmaskError, match=r"data=tsv needs data\.tasks=\[\.\.\.\]; .* has: reviews"):
         load(str(tmp_path), None)
     with pytest.raises(FedmaskError, match=r"data\.root=.*/nowhere: no such folder"):
         load(str(tmp_path / "nowhere"), ["reviews"])
     with pytest.raises(FedmaskError, match=r"data=tsv needs data\.root=DIR"):
         load(None, ["reviews"])
+
+
+@pytest.mark.parametrize(
+    ("names", "second"),
+    [
+        ("text\tid", None),
+        ("sentence\tid", None),
+        ("content\tid", None),
+        ("text_a\ttext", None),
+        ("sentence1\tsentence2", ("b", "d")),
+    ],
+)
+def test_columns_have_the_usual_names_of_all_sources(
+    tmp_path: Path, names: str, second: tuple[str, ...] | None
+) -> None:
+    task = load_task(write(tmp_path / "t", f"{names}\tlabel\na\tb\tup\nc\td\tdown\n"), "t")
+    assert (task.train.text_a, task.train.text_b) == (("a", "c"), second)
+
+
+def test_a_long_text_is_read(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    task = load_task(write(tmp_path / "t", SINGLE + "a" * 200_000 + "\tpositive\n"), "t")
+    assert len(task.train.text_a[-1]) == 200_000
+    assert csv.field_size_limit() == before
+
+
+def test_a_root_at_another_depth_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "sets" / "reviews")
+    monkeypatch.chdir(tmp_path / "sets" / "reviews")
+    for root in (".", str(tmp_path / "sets" / "reviews")):
+        with pytest.raises(FedmaskError) as error:
+            load(root, ["reviews"])
+        assert str(error.value) == (
+            f"data.root={root}: this is the folder of a task; name the one that it lies in: "
+            f"data.root={tmp_path / 'sets'} data.tasks=[reviews]"
+        )
+    with pytest.raises(FedmaskError, match=r"there are: sets/reviews\. Did you mean 'sets/reviews'\?"):
+        load(str(tmp_path), ["reviews"])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FedmaskError, match=r"there are: none, for no folder below it holds a train\.tsv\.$"):
+        load(str(tmp_path / "none"), ["reviews"])
 
 
 def as_csv(rows: list[list[str]], quoting: int) -> str:
@@ -145,6 +192,7 @@ PLAIN = [["text_a", "label"], ["good soup", "up"], ["cold soup", "down"]]
         'text_a\tlabel\n"good soup"\tup\n"cold "soup""\tdown\n',  # each text in quotes, by hand
         as_csv([*PLAIN, ['he said "fine"', "up"]], csv.QUOTE_MINIMAL),
         as_csv([*PLAIN, ["two\tcells", "up"]], csv.QUOTE_MINIMAL),
+        'text_a\tlabel\ngood\t "up"\nbad\t "down"\n',
         as_csv([*PLAIN, ["two\nlines", "up"]], csv.QUOTE_MINIMAL),
         'text_a\tlabel\n"good, fine"\tup\nplain\tup\n"cold, bad"\tdown\n',  # as a spreadsheet exports a comma
     ],
