@@ -120,9 +120,11 @@ class Site:
     def start_client(self, client_id: int) -> None:
         self.start(f"client-{client_id:05d}", "start_client.py", f"file={self.client(client_id) / 'client.yaml'}")
 
-    def register(self, client_id: int) -> None:
+    def register(self, client_id: int, bound_to: int | None = None) -> None:
+        """Let a client take part, as itself; or, for who wants to see it refused, as another."""
         key = self.client(client_id) / CLIENT_PUBLIC_KEY
-        command = [sys.executable, str(SCRIPTS / "register_client.py"), f"folder={self.server}", f"key={key}"]
+        own = f"client_id={client_id if bound_to is None else bound_to}"
+        command = [sys.executable, str(SCRIPTS / "register_client.py"), f"folder={self.server}", f"key={key}", own]
         subprocess.run(command, check=True)
 
     def submit(self, overrides: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ import os
 from deploy import flower
 from deploy.arguments import check_free, port_number, read_arguments, told_in_one_line
 from fedmask.files import own_folder
+from fedmask.runs.registry import FILE, VARIABLE
 
 PORT = 8000
 
@@ -32,7 +33,8 @@ def main(arguments: list[str]) -> None:
     # Its database holds messages: updates in the clear.
     own_folder(folder, "name another folder with folder=DIR", tighten=True)
     flower.connect(folder, keys, port)
-    os.execve(command[0], command, flower.environment(flower.server_home(folder)))
+    registry = {VARIABLE: str((folder / FILE).resolve())}  # for the runs, which this process starts
+    os.execve(command[0], command, flower.environment(flower.server_home(folder)) | registry)
 
 
 if __name__ == "__main__":

@@ -155,3 +155,19 @@ def test_strangers_are_refused(deployed: Deployment, stranger: Callable[..., Pat
     log = stranger(*where, *arguments)
     wait_until(lambda: said in log.read_text(), deployed.site)
     assert "SuperNode ID" not in log.read_text()
+
+
+def test_a_client_is_what_its_key_was_registered_for_or_is_left_out(deployed: Deployment, tmp_path: Path) -> None:
+    site = deployed.site
+    site.register(1, bound_to=7)
+    command = submit_command(site, *OVERRIDES[:-1], "rounds=1", "score_every=1")
+    refused = subprocess.run([*command, f"output={tmp_path / 'no'}"], capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "(client.pub) is registered as client 7, and claims to be client 1" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "no").exists()
+    goes_on = ["server.min_clients=1", f"output={tmp_path / 'run'}"]
+    assert subprocess.run([*command, *goes_on], capture_output=True, check=False).returncode == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["left_out"]) == ["client 7"]
+    assert lines(tmp_path / "run" / "rounds.jsonl")[0]["cohort"] == [0]
+    site.register(1)
