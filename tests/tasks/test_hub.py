@@ -121,7 +121,7 @@ def test_a_split_without_rows(tmp_path: Path, split: str) -> None:
     sets = dict.fromkeys(("train", "validation", "test"), full) | {split: full.select([])}
     datasets.DatasetDict(sets).save_to_disk(str(tmp_path / "s"))
     if split == "train":
-        with pytest.raises(FedmaskError, match="^task s: the train split has no rows; give it some$"):
+        with pytest.raises(FedmaskError, match=r"^task s: the train split has no rows; give it some$"):
             hub.load_task(str(tmp_path), "s")
         return
     task = hub.load_task(str(tmp_path), "s")
