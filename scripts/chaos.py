@@ -1,7 +1,7 @@
 """Do harm to federations and see whether it shows:
 
-    python scripts/chaos.py [kills=N] [replies=N] [loss=P] [byzantine=N] [liars=1] [gate=N] [jobs=N] [output=DIR]
-                            [KEY=VALUE ...]
+    python scripts/chaos.py [kills=N] [replies=N] [loss=P] [byzantine=N] [liars=1] [gate=N] [deployed=N]
+                            [jobs=N] [output=DIR] [KEY=VALUE ...]
     python scripts/chaos.py report=true [output=DIR]
 
 kills=100      kills processes of scripts/simulate.py, some of them while a checkpoint is written, and resumes their
@@ -13,6 +13,7 @@ liars=1        one of eight clients lies about its task, its examples, its head,
                move by more than its honest share, and the others' run goes on
 gate=500       so many callers without a key send a byte a second to the gate of a real server, others big bodies,
                heads and floods of connections: a client's calls go on; takes no further keys, and a free machine
+deployed=200   malformed replies to a real server by nodes with registered keys, beside a client: as with replies=
 
 Only the parts that are named are run, with runs as the further keys say, which are those of simulate.py; kills,
 replies and liars take model=tiny by default, loss and byzantine 20 rounds. Prints a table a part and ends with 1 where
@@ -44,7 +45,7 @@ from server.compose import CONF, compose
 ROOT = CONF.parent
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = "chaos.json"
-PARTS = ("kills", "replies", "loss", "byzantine", "liars", "gate")
+PARTS = ("kills", "replies", "loss", "byzantine", "liars", "gate", "deployed")
 """In the order in which they run and are told."""
 OWN_KEYS = (*PARTS, "jobs", "output", "report")
 NOT_TAKEN = ("compare", "resume", "overwrite", "runtime")
@@ -145,6 +146,7 @@ def run(request: Request) -> int:
 def _part(name: str) -> Callable[[Any, Settings], Outcome]:
     # Flower, torch and transformers take seconds to import: a mistyped argument is told without them.
     from faults.byzantine import byzantine
+    from faults.deployed import deployed
     from faults.gate import gate
     from faults.kills import kills
     from faults.liars import liars
@@ -158,6 +160,7 @@ def _part(name: str) -> Callable[[Any, Settings], Outcome]:
         "byzantine": byzantine,
         "liars": liars,
         "gate": gate,
+        "deployed": deployed,
     }
     return parts[name]
 

@@ -98,7 +98,7 @@ class LocalGrid(Grid):
         return self._call(message, context)
 
     def _call(self, message: Message, context: Context) -> Message:
-        with _acting_as(self._run_id, context.node_id):
+        with acting_as(self._run_id, context.node_id):
             try:
                 return self._client_app(message, context)
             except Exception as error:  # what a client raises must cost its own reply only
@@ -116,7 +116,7 @@ class LocalGrid(Grid):
 
 
 @contextmanager
-def _acting_as(run_id: int, node_id: int) -> Iterator[None]:
+def acting_as(run_id: int, node_id: int) -> Iterator[None]:
     """Messages made inside the block are the node's own."""
     _identify(run_id, node_id)
     try:

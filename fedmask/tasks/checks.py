@@ -5,7 +5,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from fedmask.errors import FedmaskError
-from fedmask.tasks.labels import clean
+from fedmask.tasks.labels import IGNORED, clean
 
 
 def check_text(text: object, place: str, column: str = "") -> None:
@@ -44,12 +44,21 @@ def check_label(label: object, place: str) -> None:
         raise FedmaskError(f"{place}: a label must be a class name or a number, not {short(label)}")
 
 
+def ignored_label(label: object, place: str, count: int) -> FedmaskError:
+    """The fault of a split's rows whose label is the mark IGNORED; place: of the first, count: of all."""
+    rows = "this row" if count == 1 else f"this row and {count - 1:,} more"
+    return FedmaskError(
+        f"{place}: the label {label} of {rows} stands for none, as torch and transformers use it; leave "
+        f"{'it' if count == 1 else 'them'} out, or name it among the classes where it is one"
+    )
+
+
 def hidden_target(targets: np.ndarray, train: np.ndarray) -> float | None:
     """The number that stands for hidden labels in all of these targets (n,), outside of those of train (m,); None where
     they are labels."""
     mark = float(targets[0])
     is_mark = bool((targets == mark).all()) and not train.min() <= mark <= train.max()
-    return mark if is_mark and (len(targets) > 1 or mark == -1.0) else None
+    return mark if is_mark and (len(targets) > 1 or mark in (-1.0, IGNORED)) else None
 
 
 def short(value: object) -> str:

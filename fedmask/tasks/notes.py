@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmask.tasks.labels import alike, difference, listed, shown_both
+from fedmask.tasks.labels import alike, difference, in_line, listed, may_be_none, shown_both
 
 if TYPE_CHECKING:
     from fedmask.tasks.task import Split
+
+POSITIVE = frozenset({"equivalent", "positive", "true", "True", "yes", "1"})
+"""Names of a positive class on which nothing is said."""
 
 LARGEST_PLAIN_TARGET = 100.0
 """Above it a regression's targets are counted in a unit while a client trains: see `Task.unit`."""
@@ -22,6 +25,25 @@ def notes_on(splits: Mapping[str, "Split"], classes: tuple[str, ...] | None) -> 
         where = ", ".join(f"{count:,} of {name}" for name, count in empty.items() if count)
         notes.append(
             f"{counted(total, 'empty text')} ({where}), kept: a model reads its marks of beginning and end alone"
+        )
+    return notes
+
+
+def notes_on_found(train: "Split", classes: tuple[str, ...], metric: str) -> list[str]:
+    """On classes that nobody named: they are those of the data."""
+    notes = []
+    counts = np.bincount(train.labels, minlength=len(classes))
+    for name, count in zip(classes, counts, strict=True):
+        if count and may_be_none(name, classes):
+            notes.append(
+                f"{counted(int(count), 'training row')} with the label {in_line(name)}, which often stands for no "
+                "label: it counts as a class; leave such rows out, or name all classes with data.classes="
+            )
+    if metric == "f1" and len(classes) == 2 and classes[-1] not in POSITIVE:
+        negative, positive = map(in_line, classes)
+        notes.append(
+            f"f1 takes {positive} as the positive class and {negative} as the negative one; where that is wrong, write "
+            f"data.classes=[{positive},{negative}], the positive one last"
         )
     return notes
 

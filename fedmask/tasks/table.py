@@ -6,8 +6,9 @@ in any row, the same mark in every row) make a split one without labels: validat
 what is missing is cut from train, seeded. All of that is told in the task's notes.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -18,9 +19,9 @@ from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
 from fedmask.tasks import Reading
 from fedmask.tasks import labels as names_of
-from fedmask.tasks.checks import check_label, check_text, hidden_target
+from fedmask.tasks.checks import check_label, check_text, hidden_target, ignored_label
 from fedmask.tasks.metrics import METRIC_BY_NAME
-from fedmask.tasks.notes import counted
+from fedmask.tasks.notes import counted, notes_on_found
 from fedmask.tasks.task import (
     SPLIT_NAMES,
     Split,
@@ -53,6 +54,9 @@ USUAL_SPLITS: Mapping[str, tuple[str, ...]] = {
     "test": ("test",),
 }
 """By split the names that it may have in a source; the first that is there is taken."""
+
+
+_DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -145,17 +149,20 @@ def task_of(name: str, tables: Mapping[str, Table], reading: Reading, form: Form
         _check_columns(table, texts, label, form, is_train=split == "train")
     notes = [f"not read, for no split has such a name: {names_of.listed(unread)}"] if unread else list[str]()
     rows = {split: _rows(table, label) for split, table in tables.items()}
-    train = _with_labels(rows["train"], "train", form, notes)
+    ignores = names_of.ignores(rows["train"].labels)
+    train = _with_labels(rows["train"], "train", ignores, reading, form, notes)
     metric = METRIC_BY_NAME.get(name.rpartition("/")[2])
     classes = _classes(name, train, reading, metric, form, notes)
     train_targets = _targets(train, classes, reading)
     splits, missing = {"train": _split(train, texts, train_targets, form)}, dict[str, str]()
+    if classes is not None and reading.classes is None:
+        notes += notes_on_found(splits["train"], classes, metric or "accuracy")
     for split in SPLIT_NAMES[1:]:
         why = _hidden(rows[split], label, classes, train_targets) if split in rows else "there is none"
         if why is not None:
             missing[split] = why
         else:
-            found = _with_labels(rows[split], split, form, notes)
+            found = _with_labels(rows[split], split, ignores, reading, form, notes)
             splits[split] = _split(found, texts, _targets(found, classes, reading), form)
     complete = _complete(name, splits, missing, notes)
     return Task(name, *complete, labels=classes, metric=metric, notes=notes)
@@ -211,15 +218,30 @@ def _label_values(values: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _with_labels(found: _Rows, split: str, form: Form, notes: list[str]) -> _Rows:
-    """The rows that have a label. Raises FedmaskError for one that has none, in a source that leaves none out."""
-    labelled = np.array([row for row, label in enumerate(found.labels) if label is not None], np.int64)
+def _with_labels(found: _Rows, split: str, ignores: bool, reading: Reading, form: Form, notes: list[str]) -> _Rows:
+    """The rows that have a label. Raises FedmaskError for one that has none, in a source that leaves none out.
+
+    ignores: whether the mark names_of.IGNORED is none; as a class that was named it is one.
+    """
+    if not ignores or str(int(names_of.IGNORED)) in (reading.classes or ()):
+        ignored = list[int]()
+    else:
+        ignored = [row for row, label in enumerate(found.labels) if names_of.is_ignored(label)]
+    empty = [row for row, label in enumerate(found.labels) if label is None]
+    labelled = np.setdiff1d(np.arange(len(found.labels)), np.array([*ignored, *empty], np.int64))
     if not len(labelled):
         raise FedmaskError(f"{found.table.place}: no row has a label; give at least one")
-    if without := len(found.labels) - len(labelled):
-        if not form.leaves_out:
-            raise FedmaskError(f"{found.where(found.labels.index(None))}: the label is empty")
-        notes.append(f"{counted(without, 'row')} of {split} without a label, left out")
+    if empty and not form.leaves_out:
+        raise FedmaskError(f"{found.where(empty[0])}: the label is empty")
+    if ignored and not form.leaves_out:
+        raise ignored_label(found.labels[ignored[0]], found.where(ignored[0]), len(ignored))
+    if empty:
+        notes.append(f"{counted(len(empty), 'row')} of {split} without a label, left out")
+    if ignored:
+        mark = found.labels[ignored[0]]
+        notes.append(
+            f"{counted(len(ignored), 'row')} of {split} with the label {mark}, which stands for none, left out"
+        )
     kept = found.take(labelled)
     for row, label in enumerate(kept.labels):
         check_label(label, kept.where(row))
@@ -260,12 +282,14 @@ def _classes(
     if metric == "spearman":
         return None
     if metric is None and (_are_numbers(train.labels) if form.has_types else _read_as_numbers(train.labels)):
-        if all(float(label).is_integer() for label in train.labels):
+        if all(float(label).is_integer() for label in train.labels if names_of.number(label) is not None):
+            with_point = next(label for label in train.labels if not isinstance(label, Integral) and "." in str(label))
             notes.append(
-                f"a regression, for labels such as {train.labels[0]} have a decimal point; where they are classes, "
-                "name them with data.classes="
+                f"a regression, for labels such as {with_point} have a decimal point; where they are classes, name "
+                "them with data.classes="
             )
         return None
+    notes += _notes_on_numbers(train.labels, form)
     classes = class_names(train.labels, metric, train.where)
     if len(classes) < 2:
         raise FedmaskError(
@@ -282,13 +306,33 @@ def _are_numbers(labels: Sequence[Any]) -> bool:
 
 
 def _read_as_numbers(labels: Sequence[str]) -> bool:
-    """Whether every label reads as a number and one has a decimal point ("0" and "1" alone are class names)."""
-    try:
-        for label in labels:
-            float(label)
-    except ValueError:
+    """Whether every label reads as a number and one has a decimal point ("0" and "1" alone are class names). Words that
+    stand for no label make no other task of it: where it is a regression, they are told by their rows."""
+    if any(names_of.number(label) is None and label.casefold() not in names_of.NO_WORD for label in labels):
         return False
-    return any("." in label for label in labels)
+    return any(_has_point(label) for label in labels)
+
+
+def _has_point(label: str) -> bool:
+    return "." in label and names_of.number(label) is not None
+
+
+def _notes_on_numbers(labels: Sequence[Any], form: Form) -> Iterator[str]:
+    """On classes that may have been meant as numbers."""
+    texts = [label for label in labels if isinstance(label, str)]
+    with_comma = next((label for label in texts if _DECIMAL_COMMA.fullmatch(label)), None)
+    plain = next((label for label in texts if _has_point(label)), None)
+    other = next((label for label in texts if names_of.number(label) is None), None)
+    if with_comma is not None and all(names_of.number(label.replace(",", ".")) is not None for label in texts):
+        yield (
+            f"labels such as {with_comma} have a decimal comma, and count as classes; where they are numbers, write "
+            f"{with_comma.replace(',', '.')}"
+        )
+    elif plain is not None and other is not None and not form.has_types:
+        yield (
+            f"labels such as {plain} are numbers and others such as {names_of.in_line(other)} are none: all count as "
+            "classes; for a regression write each as a decimal number"
+        )
 
 
 def _targets(found: _Rows, classes: tuple[str, ...] | None, reading: Reading) -> np.ndarray:

@@ -21,9 +21,9 @@ import numpy as np
 from fedmask.errors import FedmaskError
 from fedmask.shown import in_line, quoted
 from fedmask.tasks import labels as names_of
-from fedmask.tasks.checks import check_label, check_text, hidden_target, short
+from fedmask.tasks.checks import check_label, check_text, hidden_target, ignored_label, short
 from fedmask.tasks.metrics import METRICS
-from fedmask.tasks.notes import notes_on, unit_of
+from fedmask.tasks.notes import notes_on, notes_on_found, unit_of
 
 Rows = Iterable[Sequence[Any]]
 """Rows (text, label) or (text_a, text_b, label); a label is a class name, a whole number, or a float (regression)."""
@@ -129,7 +129,8 @@ class Task:
         """Checks every row and turns class names into indices.
 
         `labels=None`: the sorted names found in train; where every label of train is a float, the task is a
-        regression. (Under f1, a class found there and named "equivalent" comes last: it is the positive one.)
+        regression. (Under f1, a class found there and named "equivalent", or negated by the other, comes last: it is
+        the positive one.)
         A class name counts without blanks at its ends and in Unicode's composed form.
         A ready `Split` holds indices already: without `labels` its classes are named "0", "1", ...
         `metric=None`: accuracy, or spearman for a regression. `notes`: what a source has to say of the data.
@@ -141,13 +142,16 @@ class Task:
             for split, rows in zip(SPLIT_NAMES, (train, validation, test), strict=True)
         }
         _check_same_shape(columns, name)
+        if labels is None:
+            _check_not_ignored(list(columns.values()))
         classes = _classes_of(columns["train"], metric) if labels is None else _classes_given(labels, name)
         metric = metric or ("spearman" if classes is None else "accuracy")
         _check_metric(name, metric, classes)
         splits = {split: column.split(classes) for split, column in columns.items()}
         if classes is None:
             _check_targets(name, splits)
-        notes = tuple(dict.fromkeys([*notes, *notes_on(splits, classes)]))
+        found = notes_on_found(splits["train"], classes, metric) if labels is None and classes is not None else []
+        notes = tuple(dict.fromkeys([*notes, *found, *notes_on(splits, classes)]))
         for field, value in {"name": name, "labels": classes, "metric": metric, "notes": notes, **splits}.items():
             object.__setattr__(self, field, value)
 
@@ -175,7 +179,9 @@ class Task:
         if self.labels is None:
             raise FedmaskError(f"data.classes names classes, and task {self.name} is a regression; leave it out")
         train, validation, test = (self._split_with(split, classes) for split in SPLIT_NAMES)
-        return Task(self.name, train, validation, test, labels=classes, metric=self.metric, notes=self.notes)
+        named = notes_on_found(self.train, self.labels, self.metric)  # what is said now
+        notes = [note for note in self.notes if note not in named]
+        return Task(self.name, train, validation, test, labels=classes, metric=self.metric, notes=notes)
 
     def _split_with(self, name: str, classes: Sequence[str]) -> Split:
         assert self.labels is not None
@@ -197,8 +203,13 @@ def check_name(name: str) -> None:
 
 
 def positive_last(classes: Sequence[str], metric: str | None) -> tuple[str, ...]:
-    """The classes as they stand; under f1 the class "equivalent" comes last, as the positive one."""
-    return tuple(sorted(classes, key=lambda name: metric == "f1" and name == "equivalent"))
+    """The classes as they stand; under f1 the class "equivalent", or the one that another negates, comes last, as the
+    positive one."""
+
+    def is_positive(name: str) -> bool:
+        return name == "equivalent" or any(names_of.negates(other, name) for other in classes)
+
+    return tuple(sorted(classes, key=lambda name: metric == "f1" and is_positive(name)))
 
 
 def class_indices(
@@ -241,10 +252,8 @@ def regression_targets(values: Sequence[Any] | np.ndarray, place: Callable[[int]
     """Numbers, or texts of numbers -> float64 targets (n,); anything not finite is an error at `place(row)`."""
     targets = np.empty(len(values), dtype=np.float64)
     for row, value in enumerate(values):
-        try:
-            targets[row] = float(value)
-        except (TypeError, ValueError, OverflowError):  # a whole number too large for a float
-            targets[row] = math.nan
+        target = names_of.number(value)
+        targets[row] = math.nan if target is None else target
         if not math.isfinite(targets[row]):
             raise FedmaskError(f"{place(row)}: label {short(value)} is not a number, and this task is a regression")
     return targets
@@ -332,6 +341,16 @@ def _check_same_shape(columns: dict[str, _Columns], name: str) -> None:
     for column in columns.values():
         if (column.text_b is not None) != pair:
             raise FedmaskError(f"{column.place}: rows are {'single texts' if pair else 'pairs'}, unlike those of train")
+
+
+def _check_not_ignored(columns: Sequence[_Columns]) -> None:
+    """Raises FedmaskError where rows are marked as having no label; class indices are checked by their classes."""
+    given = [column for column in columns if column.ready is None or column.ready.labels.dtype.kind == "f"]
+    ignored = [[row for row, label in enumerate(column.labels) if names_of.is_ignored(label)] for column in given]
+    if not any(ignored) or not names_of.ignores(label for column in given for label in column.labels):
+        return
+    column, rows = next((column, rows) for column, rows in zip(given, ignored, strict=True) if rows)
+    raise ignored_label(column.labels[rows[0]], f"{column.place}, row {rows[0] + 1}", len(rows))
 
 
 def _classes_of(train: _Columns, metric: str | None) -> tuple[str, ...] | None:

@@ -91,6 +91,11 @@ def test_json_of_another_form_is_told_what_is_read(tmp_path: Path, text: str, me
     assert str(error.value).endswith("one object a line, with a text and a label, and no list around them")
 
 
+def test_a_label_with_a_point_is_the_one_that_is_named(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path / "t", lines(0, 1, 1.0)), "t")
+    assert task.notes[0].startswith("a regression, for labels such as 1.0 have a decimal point; where they are classes")
+
+
 def test_targets_beyond_any_float(tmp_path: Path) -> None:
     folder = write(tmp_path / "t", lines(0.5, 1.5) + '{"text": "a", "label": 1e999}\n')
     with pytest.raises(FedmaskError, match=r"train\.jsonl:3: label inf is not a number, and this task is a regression"):

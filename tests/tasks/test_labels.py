@@ -30,6 +30,9 @@ def test_names_that_look_alike() -> None:
     assert alike(["Up", "down", "up", "UP"]) == [("Up", "up"), ("Up", "UP")]
     assert alike(["a b", "ab", "a\u200bb"]) == [("a b", "ab"), ("a b", "a\u200bb")]
     assert alike(["\u2460", "1", "2"]) == [("\u2460", "1")]
+    assert alike(["car", "c\u0430r", "\u0421\u0410R"]) == [("car", "c\u0430r"), ("car", "\u0421\u0410R")]
+    assert alike(["a-b", "a\u2013b"]) == [("a-b", "a\u2013b")]
+    assert alike(["\u0434\u043e\u043c", "dom", "\u03b1", "a"]) == []
     assert alike(["a", "b", " ", "  ", ""]) == []
     assert like("UP", ["down", "up"]) == "up"
     assert like("up", ["up"]) is None

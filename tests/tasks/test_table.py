@@ -230,6 +230,125 @@ def test_whole_numbers_with_a_point_are_a_regression_that_is_told_or_classes_tha
     assert task_of("t", tables, Reading(classes=("0", "1")), Form()).train.labels.tolist() == [1, 0] * 3
 
 
+def labelled(*labels: Any) -> list[dict[str, Any]]:
+    return [{"text": f"t{row}", "label": label} for row, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    "others", [[0, 1], ["down", "up"], [0.5, 3.5], [-1, 0, 1]], ids=["numbers", "names", "targets", "with -1"]
+)
+def test_the_index_that_is_ignored_is_no_label(written: Written, tmp_path: Path, others: list[Any]) -> None:
+    mark = str(-100) if isinstance(others[0], str) else type(others[0])(-100)
+    source = written(train=labelled(*others * 6, mark, mark), validation=labelled(*others), test=labelled(*others))
+    if source == "hub":
+        task = load(source, tmp_path)
+        assert (len(task.train), task.num_outputs) == (6 * len(others), 1 if others[0] == 0.5 else len(others))
+        assert task.notes[0] == f"2 rows of train with the label {mark}, which stands for none, left out"
+        return
+    with pytest.raises(FedmaskError) as error:
+        load(source, tmp_path)
+    assert f": the label {mark} of this row and 1 more stands for none, as torch and transformers" in str(error.value)
+
+
+def test_the_index_that_is_ignored_is_a_label_beside_others_below_zero_and_where_it_is_named(
+    written: Written, tmp_path: Path
+) -> None:
+    split = labelled(-100, -50, 0, 50) * 2
+    source = written(train=split, validation=split, test=split)
+    assert load(source, tmp_path).labels is not None
+    assert load(source, tmp_path, classes=("-100", "-50", "0", "50")).train.labels.tolist() == [0, 1, 2, 3] * 2
+    write_splits(source, tmp_path / "n", "t", {name: labelled(-100, 0) * 2 for name in ("train", "validation", "test")})
+    assert load(source, tmp_path / "n", classes=("-100", "0")).train.labels.tolist() == [0, 1] * 2
+
+
+@pytest.mark.parametrize("word", ["?", "NULL", "N/A", "nan", "None", "null", "NaN", "-1"])
+def test_a_class_that_often_stands_for_no_label_is_told(written: Written, tmp_path: Path, word: str) -> None:
+    split = labelled("down", "up", word, word)
+    source = written(train=split, validation=split, test=split)
+    assert load(source, tmp_path).notes == (
+        f"2 training rows with the label {word}, which often stands for no label: it counts as a class; leave such "
+        "rows out, or name all classes with data.classes=",
+    )
+    assert load(source, tmp_path, classes=("down", "up", word)).notes == ()
+
+
+def test_minus_one_is_a_class_beside_zero_and_one(written: Written, tmp_path: Path) -> None:
+    for number, labels in enumerate([(-1, 0, 1), (-1, 1), (-2, -1, 0, 1, 2)]):
+        root, split = tmp_path / str(number), labelled(*labels)
+        source = written(train=split, validation=split, test=split)
+        write_splits(source, root, "t", dict.fromkeys(("train", "validation", "test"), split))
+        assert load(source, root).notes == ()
+
+
+def test_hidden_rows_make_no_classes_of_a_regression(tmp_path: Path) -> None:
+    for source in ("tsv", "csv"):
+        write_splits(source, tmp_path, "t", {"train": labelled("0.5", "1.5", "NULL", "3.5")})
+        with pytest.raises(FedmaskError, match=r":4: label 'NULL' is not a number, and this task is a regression$"):
+            load(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("negative", "positive", "is_told"),
+    [
+        ("not_equivalent", "equivalent", False),
+        ("0", "1", False),
+        ("no", "yes", False),
+        ("not_duplicate", "duplicate", True),
+        ("paraphrase", "unrelated", True),
+    ],
+)
+def test_the_positive_class_is_told_where_its_name_does_not_say_it(
+    written: Written, tmp_path: Path, negative: str, positive: str, is_told: bool
+) -> None:
+    split = labelled(positive, negative)
+    source = written(train=split)
+    write_splits(source, tmp_path, "mrpc", dict.fromkeys(("train", "validation", "test"), split))
+    (task,) = load_tasks(source, str(tmp_path), ["mrpc"])
+    assert (task.metric, task.labels) == ("f1", (negative, positive))
+    note = (
+        f"f1 takes {positive} as the positive class and {negative} as the negative one; where that is wrong, write "
+        f"data.classes=[{positive},{negative}], the positive one last"
+    )
+    assert task.notes == ((note,) if is_told else ())
+    (named,) = load_tasks(source, str(tmp_path), ["mrpc"], Reading(classes=(positive, negative)))
+    assert (named.labels, named.notes) == ((positive, negative), ())
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (
+            ("0,5", "1,5", "2"),
+            "labels such as 0,5 have a decimal comma, and count as classes; where they are numbers, ",
+        ),
+        (("0.5", "1.5", "1_0.5"), "labels such as 0.5 are numbers and others such as 1_0.5 are none: all count as cl"),
+        (("0.5", "1.5", "high"), "labels such as 0.5 are numbers and others such as high are none: all count as cl"),
+    ],
+)
+def test_classes_that_may_be_numbers_are_told(tmp_path: Path, labels: tuple[str, ...], note: str) -> None:
+    for source in ("tsv", "csv"):
+        write_splits(source, tmp_path, "t", dict.fromkeys(("train", "validation", "test"), labelled(*labels)))
+        task = load(source, tmp_path)
+        assert len(task.labels or ()) == 3
+        (told,) = task.notes
+        assert told.startswith(note)
+        assert load(source, tmp_path, classes=labels).notes == ()
+
+
+def test_a_number_has_no_underscores(tmp_path: Path) -> None:
+    split = labelled("0.5", "1.5")
+    for source in ("tsv", "csv"):
+        write_splits(source, tmp_path, "t", {"train": split, "validation": split, "test": labelled("1_0.5", "1.5")})
+        with pytest.raises(FedmaskError, match=r":2: label '1_0\.5' is not a number, and this task is a regression"):
+            load(source, tmp_path)
+
+
+def test_letters_that_look_alike_are_told(written: Written, tmp_path: Path) -> None:
+    split = labelled("car", "c\u0430r")
+    source = written(train=split, validation=split, test=split)
+    assert load(source, tmp_path).notes == ("classes 'car' and 'c\\u0430r' differ in spelling only: they count as two",)
+
+
 CELLS = st.one_of(st.none(), st.text(max_size=4), st.integers(), st.floats(), st.booleans(), st.lists(st.integers()))
 NAMES = st.sampled_from(["text", "label", "text_a", "text_b", "domain", "", "x", " label"])
 

@@ -161,6 +161,30 @@ def test_under_f1_equivalent_is_the_last_class_and_so_the_positive_one() -> None
     assert make(train=PAIRS, validation=PAIRS, test=PAIRS).labels == ("equivalent", "not_equivalent")
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("a", 0), ("b", 1), ("c", -100)],
+        [("a", "up"), ("b", "down"), ("c", "-100")],
+        [("a", 0.5), ("b", 1.5), ("c", -100.0)],
+        Split(("a", "b", "c"), None, np.array([0.5, 1.5, -100.0])),
+    ],
+)
+def test_rows_with_the_index_that_is_ignored_are_refused(rows: Any) -> None:
+    with pytest.raises(
+        FedmaskError, match=r"^task reviews, train, row 3: the label -100(\.0)? of this row stands for no"
+    ):
+        make(train=rows, validation=rows, test=rows)
+
+
+def test_classes_that_nobody_named_are_told_and_those_that_are_named_are_not() -> None:
+    rows = [("a", "down"), ("b", "N/A")]
+    task = make(train=rows, validation=rows, test=rows, metric="f1")
+    assert [note.partition(" ")[0] for note in task.notes] == ["1", "f1"]
+    assert task.with_classes(["N/A", "down"]).notes == ()
+    assert make(train=rows, validation=rows, test=rows, metric="f1", labels=["N/A", "down"]).notes == ()
+
+
 def test_rows_may_come_from_a_generator() -> None:
     assert len(make(train=(row for row in ROWS)).train) == 3
 
@@ -230,8 +254,8 @@ def test_take_keeps_rows_together() -> None:
         ),
         (
             {"test": [("a", "p\u043esitive")]},
-            "task reviews, test, row 1: label 'p\u043esitive' is not a class of train, 'p\\u043esitive' is not "
-            "'positive'; the classes are negative, positive",
+            "task reviews, test, row 1: label 'p\u043esitive' is not a class of train: 'p\\u043esitive' and 'positive' "
+            "differ in spelling only; write them alike",
         ),
         ({"test": [("a", " \0")]}, "task reviews, test, row 1: a label must be a class name or a number, not ' \\x00'"),
         (
