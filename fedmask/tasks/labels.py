@@ -10,13 +10,9 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
-<<<<<<< HEAD
 from fedmask.shown import in_line, quoted
 
-NO_NUMBER = frozenset({"-1", "-1.0", "-100"})
-=======
 NO_NUMBER = frozenset({"-1", "-1.0", "-100", "-100.0"})
->>>>>>> data14
 """Numbers that stand in the place of classes that are withheld."""
 
 NO_WORD = frozenset({"-", "?", "n/a", "na", "<na>", "nan", "none", "null", "hidden", "unknown"})
