@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmask.tasks.labels import alike, difference, in_line, listed, may_be_none, shown_both
+from fedmask.shown import in_line
+from fedmask.tasks.labels import alike, difference, listed, may_be_none, shown_both
 
 if TYPE_CHECKING:
     from fedmask.tasks.task import Split

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
+from fedmask.shown import in_line
 from fedmask.tasks import Reading
 from fedmask.tasks import labels as names_of
 from fedmask.tasks.checks import check_label, check_text, hidden_target, ignored_label
@@ -330,7 +331,7 @@ def _notes_on_numbers(labels: Sequence[Any], form: Form) -> Iterator[str]:
         )
     elif plain is not None and other is not None and not form.has_types:
         yield (
-            f"labels such as {plain} are numbers and others such as {names_of.in_line(other)} are none: all count as "
+            f"labels such as {plain} are numbers and others such as {in_line(other)} are none: all count as "
             "classes; for a regression write each as a decimal number"
         )
 
