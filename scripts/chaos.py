@@ -19,7 +19,7 @@ Only the parts that are named are run, with runs as the further keys say, which 
 replies and liars take model=tiny by default, loss and byzantine 20 rounds. Prints a table a part and ends with 1 where
 one of them misses its limit. DIR, by default runs/chaos, holds the runs and chaos.json; finished runs are not made
 again, so the command can be stopped at any moment and given again.
-report=true rewrites the tables in docs/reliability.md and in the README from DIR/chaos.json.
+report=true rewrites the tables in docs/reliability.md and in the README with what DIR/chaos.json has of them.
 """
 
 import preparation  # noqa: F401
@@ -44,6 +44,8 @@ from server.compose import CONF, compose
 
 ROOT = CONF.parent
 PAGE = ROOT / "docs" / "reliability.md"
+KEPT = ROOT / "docs" / "reliability.json"
+"""The outcomes that the pages show."""
 RESULTS = "chaos.json"
 PARTS = ("kills", "replies", "loss", "byzantine", "liars", "gate", "deployed")
 """In the order in which they run and are told."""
@@ -195,10 +197,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def report(output: Path) -> int:
-    """Rewrite the tables in the pages."""
+    """Rewrite the tables in the pages, and what they are made of; parts that were not run again stay."""
     from faults.pages import rewrite
 
-    rewrite(PAGE, ROOT / "README.md", _read(output / RESULTS))
+    found = {**(_read(KEPT) if KEPT.exists() else {}), **_read(output / RESULTS)}
+    parts = {name: found[name] for name in PARTS if name in found}
+    rewrite(PAGE, ROOT / "README.md", parts)
+    write_atomically(KEPT, (json.dumps(parts, indent=2) + "\n").encode())
     print(PAGE)
     return 0
 

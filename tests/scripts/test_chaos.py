@@ -69,7 +69,10 @@ def settings(tmp_path: Path) -> Settings:
         (["replies=10", "rounds=none"], "rounds=none: must be a whole number of at least 1"),
         (["replies=10", "compare=[alone]"], "compare=[alone]: chaos takes no compare"),
         (["kills=1", "jobs=0"], "jobs=0: must be a whole number of at least 1"),
-        (["kills=0"], "give either one of kills, replies, loss, byzantine, gate, each above 0, or report=true"),
+        (
+            ["kills=0"],
+            "give either one of kills, replies, loss, byzantine, liars, gate, deployed, each above 0, or report=true",
+        ),
         (["kills=1", "report=true"], "give either one of kills, "),
         (["report=yes"], "report=yes: must be true or false"),
         (["report=true"], "runs/chaos/chaos.json: there is no such file; run the parts with output=runs/chaos first"),
