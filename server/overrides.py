@@ -184,15 +184,28 @@ def _parsed(override: str, text: str) -> object:
         ) from error
     if parsed.is_sweep_override():
         raise FedmaskError(f"{shown(override)}: a run takes one value a key; a list is written [a,b]; {_ONE_RUN}")
+    if (number := _with_underscores(text)) is not None:
+        raise FedmaskError(
+            f"{shown(override)}: {number} has underscores, and a number has none; a text stands in quotes: '{number}'"
+        )
     if (twice := _key_twice(text)) is not None:
         raise FedmaskError(f"{shown(override)}: {shown(twice)} stands twice; leave one out")
     return parsed.value()
 
 
+def _with_underscores(text: str) -> str | None:
+    """A word that Hydra's grammar, unlike YAML as files are read here, takes for a number without its underscores."""
+    words = (word.strip() for word in re.split(r"[\[\]{},:]", _without_quoted(text)))
+    return next((word for word in words if "_" in word and isinstance(plain_value(word), int | float)), None)
+
+
+def _without_quoted(text: str) -> str:
+    return re.sub(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", "''", text)
+
+
 def _key_twice(text: str) -> str | None:
     """A key that stands twice in one mapping of a value in Hydra's grammar, which would take the last."""
-    without_quotes = re.sub(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", "''", text)
-    for mapping in re.findall(r"\{([^{}]*)\}", without_quotes):
+    for mapping in re.findall(r"\{([^{}]*)\}", _without_quoted(text)):
         keys = [str(entry).partition(":")[0].strip() for entry in mapping.split(",")]
         for key in keys:
             if keys.count(key) > 1:

@@ -70,6 +70,11 @@ def read(*overrides: str) -> Overrides:
         # twice in one value
         (["model.geometry={a: 1, a: 2}"], "model.geometry={a: 1, a: 2}: a stands twice; leave one out"),
         (["model.geometry={b:'x,b:1',b:2}"], "model.geometry={b:'x,b:1',b:2}: b stands twice; leave one out"),
+        # numbers that YAML files do not have
+        (["rounds=1_0"], "rounds=1_0: 1_0 has underscores, and a number has none; a text stands in quotes: '1_0'"),
+        (["client.learning_rate=1_0.5e-3"], "client.learning_rate=1_0.5e-3: 1_0.5e-3 has underscores, and a number"),
+        (["data.tasks=[a,2024_1]"], "data.tasks=[a,2024_1]: 2024_1 has underscores, and a number has none; a text"),
+        (["model.geometry={a_1: 1_0}"], "model.geometry={a_1: 1_0}: 1_0 has underscores, and a number has none; a"),
         # beyond what can be read
         (["seed=" + "9" * 5000], "seed=999"),
         (["data.tasks=" + "[" * 500 + "]" * 500], "data.tasks=[[["),
@@ -115,6 +120,7 @@ def test_each_word_of_another_program_is_told_what_to_write(word: str) -> None:
         ("model.geometry={a:1,b:{a:2}}", {"a": 1, "b": {"a": 2}}),
         ("model.geometry={a:'b:1,b:2'}", {"a": "b:1,b:2"}),
         ("mask.include=['{a:1,a:2}']", ["{a:1,a:2}"]),
+        ("data.tasks=['1_0',a_1]", ["1_0", "a_1"]),
     ],
 )
 def test_a_value_is_read_as_it_is_written(override: str, value: object) -> None:
