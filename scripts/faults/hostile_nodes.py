@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supernode.fleet_http_connection import http_request_response
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -94,7 +95,8 @@ def _answer(node: Node, head: Message, tree: ObjectTree, seed: int) -> None:
     from client.app import app
 
     run_id, message_id = head.metadata.run_id, head.metadata.message_id
-    contents = {each.object_id: node.pull_object(run_id, each.object_id) for each in iterate_object_tree(tree)}
+    wanted = [each.object_id for each in iterate_object_tree(tree)]  # some of them are still on their way to the server
+    contents = pull_objects(wanted, pull_object_fn=partial(node.pull_object, run_id))
     request = cast(Message, inflate_object_from_contents(message_id, contents))
     request.metadata.__dict__["_message_id"] = message_id
     node.confirm(run_id, message_id)
