@@ -292,6 +292,15 @@ def test_the_address_with_most_strangers_loses_one(monkeypatch: pytest.MonkeyPat
     assert gone == ["b", "b", "c"]
 
 
+def test_a_newcomer_has_time_for_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "MAX_STRANGERS", 8)
+    gone, everybody = list[int](), Callers()
+    for number in range(40):
+        everybody.come(callers.Caller("a", lambda number=number: gone.append(number + 4 < len(gone) + 8)))
+    assert len(gone) == 32
+    assert all(gone)  # four came after each
+
+
 def test_addresses_of_one_household_are_one() -> None:
     assert address_of("2001:db8::1") == address_of("2001:db8::ffff:1") != address_of("2001:db8:0:1::1")
     assert address_of("192.0.2.1") != address_of("192.0.2.2")
