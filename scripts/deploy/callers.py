@@ -33,7 +33,7 @@ class Callers:
 
     def __init__(self) -> None:
         self._strangers: defaultdict[str, list[Caller]] = defaultdict(list)
-        """By address, none of them empty."""
+        """By address, none of them empty, each in the order of coming."""
         self._known: defaultdict[bytes, set[Caller]] = defaultdict(set)
         """By key, none of them empty."""
 
@@ -44,9 +44,10 @@ class Callers:
         self._strangers[caller.address].append(caller)
 
     def cut_one_off(self) -> None:
-        """Any stranger of the address that has most, by lot: the eldest would leave a flood the choice of whom."""
+        """A stranger of the address that has most: any of the elder half, so that a newcomer has time for its call."""
         if self._strangers:
-            unlucky = random.choice(max(self._strangers.values(), key=len))
+            most = max(self._strangers.values(), key=len)
+            unlucky = random.choice(most[: (len(most) + 1) // 2])
             self.leave(unlucky)
             unlucky.cut_off()
 

@@ -19,6 +19,7 @@ import logging
 import re
 import socket
 import ssl
+import struct
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -62,7 +63,7 @@ NOT_SIGNED = json.dumps(
         "detail": "no registered client has signed this call: its key is not registered, or its clock is minutes off",
     }
 ).encode()
-"""In the form of Flower's errors, which a client shows when it ends; its code for a client that does not get in."""
+"""In the form of Flower's errors, with its code for a client that cannot start."""
 
 _HEAD = re.compile(rb"(?:[!-~][\t -~]*\r\n)+\r\n")
 """Printable ASCII in lines that are no continuation of others: no lone CR or LF, no control byte."""
@@ -70,6 +71,9 @@ _TARGET = re.compile(rb"/v1/fleet/([a-z-]+)")
 _PLAIN = {"accept-encoding": "identity"}
 """httpx would ask for compression by itself, which a caller may not know."""
 _OF_ONE_CONNECTION = {"host", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "te", "upgrade"}
+
+_RESET = struct.pack("ii", 1, 0)
+"""To close with a reset: a client of Flower tries again after that, and gives up after another end of a handshake."""
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +180,8 @@ class Gate:
             self._turned_away["broke off"] += 1
         except asyncio.CancelledError:
             self._turned_away["made room for others"] += 1
+            with suppress(OSError):  # closed already
+                accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             raise
         except Exception:
             logger.exception("an error of the gate")
@@ -213,8 +219,11 @@ class Gate:
             key = signer_of(call.headers, self._database)
         except UnknownKeysError as error:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE) from error  # clients try again
-        if key is None:
-            raise RefusedError(HTTPStatus.UNAUTHORIZED)
+        if (
+            key is None
+        ):  # a client that starts shows what the server would say; any other ends at once, and says nothing
+            starts = call.name == "activate-node"
+            raise RefusedError(HTTPStatus.PRECONDITION_FAILED if starts else HTTPStatus.UNAUTHORIZED)
         of_client, of_all = self._on_their_way[key] + call.length, self._on_their_way.total() + call.length
         if not self._callers.make_known(caller, key) or of_client > MAX_CLIENT_BYTES or of_all > MAX_ALL_BYTES:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE)
@@ -331,7 +340,7 @@ async def _send_back(reply: httpx.Response, http: h11.Connection, writer: asynci
 
 
 async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: HTTPStatus) -> None:
-    told = NOT_SIGNED if status is HTTPStatus.UNAUTHORIZED else b""
+    told = NOT_SIGNED if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.PRECONDITION_FAILED) else b""
     head = f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\nContent-Length: {len(told)}\r\n\r\n"
     writer.write(head.encode() + told)
     left = LINGER_BYTES
