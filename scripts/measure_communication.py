@@ -192,7 +192,9 @@ def measure(request: Request) -> None:
 
 def _config(request: Request) -> RunConfig:
     """With as many examples a client as the steps take, in one epoch; what is measured is the delta, not a head."""
-    config = compose(request.overrides) if request.run is None else _config_of(request.run, request.is_trusted)
+    config = compose(request.overrides) if request.run is None else _config_of(request.run)
+    if request.run is not None:
+        check_trusted(config, f"run={request.run}", request.is_trusted)
     if config.baseline != "none":
         raise FedmaskError(f"baseline={config.baseline}: sends no vectors; there is nothing to measure")
     data = replace(config.data, examples_per_client=request.steps * config.client.batch_size)
@@ -202,14 +204,12 @@ def _config(request: Request) -> RunConfig:
     return replace(config, data=data, client=client, codec=codec)
 
 
-def _config_of(run: Path, is_trusted: bool) -> RunConfig:
+def _config_of(run: Path) -> RunConfig:
     from fedmask.runs.folder import CONFIG, SUMMARY
 
     if not (run / SUMMARY).is_file():
         raise FedmaskError(f"{run}: holds no finished run, for it has no {SUMMARY}; name the folder of one")
-    config = read_config(run / CONFIG)
-    check_trusted(config, f"run={run}", is_trusted)
-    return config
+    return read_config(run / CONFIG)
 
 
 def _adapter(run: Path | None) -> Values | None:

@@ -410,7 +410,7 @@ def read_study(path: Path) -> Study:
     for row in rows.values():
         _check_references(reader, row, settings, rows)
     if reader.faults:
-        raise FedmaskError("\n".join(f"study {path.stem}: {fault}" for fault in reader.faults))
+        raise ConfigError([f"study {path.stem}: {fault}" for fault in reader.faults])
     return Study(path.stem, given["question"], float(given["budget_hours"]), overrides, settings, rows)
 
 
