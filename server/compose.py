@@ -80,7 +80,7 @@ def _resumed(given: Overrides) -> RunConfig:
         raise ConfigError(
             [*given.faults, *(f"resume={shown(folder)}: {CONFIG}: {fault}" for fault in error.faults)]
         ) from error
-    config = replace(saved, resume=folder, output=folder, rounds=_more_rounds(given.values.get("rounds"), saved.rounds))
+    config = replace(_changed(saved, given.values), resume=folder, output=folder)
     held = flat(to_dict(config))
     faults = [*given.faults, *_differences(_given(given.choices, given.values), held), *_path_faults(held)]
     try:
@@ -92,9 +92,14 @@ def _resumed(given: Overrides) -> RunConfig:
     return config
 
 
-def _more_rounds(given: object, saved: int) -> int:
-    """The rounds that a run has from now on: the number given where it is larger than its own."""
-    return given if type(given) is int and given > saved else saved
+def _changed(saved: RunConfig, given: Mapping[str, object]) -> RunConfig:
+    """With what a resume may change: more rounds, and how many clients it needs."""
+    rounds, least = given.get("rounds"), given.get("server.min_clients", saved.server.min_clients)
+    if type(rounds) is int and rounds > saved.rounds:
+        saved = replace(saved, rounds=rounds)
+    if least is None or (type(least) is int and 1 <= least <= saved.clients):
+        saved = replace(saved, server=replace(saved.server, min_clients=least))
+    return saved
 
 
 def _given(choices: Mapping[str, str], values: Mapping[str, object]) -> dict[str, object]:

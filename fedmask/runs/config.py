@@ -788,7 +788,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def config_digest(config: RunConfig) -> str:
-    """16 hex digits of what a run's config.yaml says, but for what a resume may change: rounds and places."""
+    """16 hex digits of what a run's config.yaml says, but for what a resume may change."""
     said = flat(to_dict(config))
     told = {
         key: value
@@ -799,7 +799,7 @@ def config_digest(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(["fedmask-config-1", told], sort_keys=True).encode()).hexdigest()[:16]
 
 
-_NOT_DIGESTED = ("rounds", "output", "overwrite", "resume")
+_NOT_DIGESTED = ("rounds", "output", "overwrite", "resume", "server.min_clients")
 
 ADDED_LATER: Mapping[str, object] = {
     "data.text": None,

@@ -228,11 +228,17 @@ def test_what_is_no_public_key_is_not_registered(tmp_path: Path) -> None:
     (tmp_path / "flower").mkdir()
     (tmp_path / "flower" / "config.toml").touch()
     with pytest.raises(FedmaskError, match=r"client\.key: a private key, which stays with its client; give its client"):
-        register([f"folder={tmp_path}", f"key={tmp_path}/me/client.key"])
+        register([f"folder={tmp_path}", f"key={tmp_path}/me/client.key", "client_id=0"])
     with pytest.raises(FedmaskError, match=r"gone\.pub: there is no such file$"):
-        register([f"folder={tmp_path}", f"key={tmp_path}/gone.pub"])
+        register([f"folder={tmp_path}", f"key={tmp_path}/gone.pub", "client_id=0"])
     with pytest.raises(FedmaskError, match=r"must be the folder of a server that start_server\.py has started"):
-        register([f"folder={tmp_path}/me", f"key={tmp_path}/me/client.pub"])
+        register([f"folder={tmp_path}/me", f"key={tmp_path}/me/client.pub", "client_id=0"])
+    with pytest.raises(FedmaskError, match=r"^client_id=x: must be a whole number of at least 0$"):
+        register([f"folder={tmp_path}", f"key={tmp_path}/me/client.pub", "client_id=x"])
+    (tmp_path / "other.pub").write_text("ssh-rsa AAAA")
+    with pytest.raises(FedmaskError, match=r"other\.pub: no public key; give what make_keys\.py client made"):
+        register([f"folder={tmp_path}", f"key={tmp_path}/other.pub", "client_id=0"])
+    assert not (tmp_path / "clients.json").exists()
 
 
 @pytest.mark.parametrize("program", [start_server, open_gate, register, start_client, local_demo, main])

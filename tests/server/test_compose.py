@@ -130,6 +130,8 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
             "server.trim=0.2",
             "server.clip_norm=3",
             "server.max_norm=100",
+            "server.max_examples=500",
+            "server.min_clients=3",
             "server.min_replies=2",
             "server.max_retries=1",
             "server.timeout_seconds=60",
@@ -181,7 +183,7 @@ def test_every_override_of_the_contract(tmp_path: Path) -> None:
         "overwrite": True,
         "resume": None,
     }
-    assert config.server == ServerConfig(1.5, "trimmed_mean", 0.2, 3.0, 100.0, 2, 1, 60.0)
+    assert config.server == ServerConfig(1.5, "trimmed_mean", 0.2, 3.0, 100.0, 500, 3, 2, 1, 60.0)
     assert config.client.head_init == "label_names"
     assert (config.ray.address, config.ray.client_cpus, config.ray.client_gpus) == ("auto", 0.5, 0.25)
     assert config.log.tensorboard
