@@ -34,7 +34,7 @@ from faults.malformed import rewrite
 from fedmask.errors import ConfigError, FedmaskError
 from fedmask.models import BaseModel, load_base
 from fedmask.runs.checkpoint import load_checkpoint
-from fedmask.runs.config import to_dict
+from fedmask.runs.config import RunConfig, to_dict
 from fedmask.sealed_file import read_sealed, write_sealed
 from fedmask.wire.messages import facts_of
 from server.app import select_mask, with_rate
@@ -537,6 +537,22 @@ def test_each_override_that_differs_is_told_and_all_at_once(federate: Federate, 
             "mask.rank=4: the run to resume has mask.rank=null; leave it out",
         ]
     )
+
+
+def test_how_many_clients_a_resume_needs_may_be_told_anew(federate: Federate, tmp_path: Path) -> None:
+    run = federate("rounds=1", output=tmp_path / "run")
+
+    def resumed(*given: str) -> RunConfig:
+        return compose([f"resume={run.folder}", "trust=true", *given])
+
+    assert resumed().server.min_clients is None
+    assert resumed("server.min_clients=3").server.min_clients == 3
+    with pytest.raises(
+        FedmaskError, match=r"^server\.min_clients=5: the run to resume has server\.min_clients=null; leave"
+    ):
+        resumed("server.min_clients=5")  # of four clients
+    with pytest.raises(FedmaskError, match=r"^server\.min_clients=x: must be "):
+        resumed("server.min_clients=x")
 
 
 @pytest.mark.parametrize(
