@@ -41,6 +41,8 @@ from server.strategy import MaskedAveraging, RoundReport
 from server.worker_grid import WorkerGrid
 
 NUM_VALUES = 106_500
+HIDDEN_SIZE = 64
+"""Of the tiny model."""
 NUM_CLIENTS = (100, 1_000, 10_000)
 ROUNDS_A_TURN = 3
 TURNS = 2
@@ -148,7 +150,7 @@ def _introduce(message: Message, context: Context) -> Message:
         "metric": "accuracy",
         "mask-digest": _mask().digest,
         "head-layout": "0" * 64,
-        "head-size": 1,
+        "head-size": HIDDEN_SIZE + 1,
         "num-classes": 0,
         "classes-digest": "0" * 16,
         "num-examples": 1,
@@ -180,7 +182,7 @@ def exchange_vectors(engine: str, size: int, num_rounds: int) -> Turn:
             ledger,
             observer,
             config.server,
-            hidden_size=64,  # of the tiny model, as in the clients' introductions
+            hidden_size=HIDDEN_SIZE,
             score_every=num_rounds + 3,
         )
         with suppress(_EnoughRounds):

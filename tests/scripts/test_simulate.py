@@ -139,9 +139,7 @@ def test_a_folder_that_holds_a_run_is_refused_before_any_work(tmp_path: Path) ->
     (tmp_path / "summary.json").write_text("{}")
     done = simulate(*SMALL, f"output={tmp_path}")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        f"output={tmp_path}: this folder already holds a run; name another, or say overwrite=true to replace it\n"
-    )
+    assert done.stderr == (f"output={tmp_path}: holds summary.json, but no run of fedmask; name another folder\n")
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 

@@ -226,8 +226,8 @@ def test_a_study_above_its_budget_is_refused_before_a_cell_runs(study_file: Path
         ("experiment=first report=yes", "report=yes: must be true or false"),
         (
             "experiment=first rounds=2",
-            "rounds=2: unknown; the keys are experiment, seeds, jobs, budget_hours, output, results, report and "
-            "data.root",
+            "rounds=2: unknown; the keys are experiment, seeds, jobs, budget_hours, output, results, report, "
+            "trust and data.root",
         ),
         ("experiment=gone.yaml", "experiment=gone.yaml: there is no such file"),
         ("experiment=first --seeds 2", "--seeds: unknown in this form; write seeds=..."),
