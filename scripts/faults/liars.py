@@ -5,7 +5,6 @@ task, with the number of examples that it has. Who cannot be believed is left ou
 """
 
 import os
-import resource
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from client.app import app as client_app
 from faults.malformed import rewrite
 from faults.outcome import Outcome, Settings
-from faults.runs import Change, ChangingGrid, is_train, unchanged
+from faults.runs import Change, ChangingGrid, is_train, peak_megabytes, unchanged
 from faults.updates import payload_with, vectors_of
 from fedmask.errors import FedmaskError
 from fedmask.runs.folder import ADAPTER
@@ -198,12 +197,12 @@ def _told(lie: Lie, settings: Settings) -> Told:
     reference = absent if lie.beside is absent else unchanged
     honest, _ = _delta(reference, lie, settings, "honest")
     beside, _ = _delta(lie.beside, lie, settings, "beside")
-    before = _peak_megabytes()
+    before = peak_megabytes()
     lied, left_out = _delta(lie.change, lie, settings, "lie")
     return Told(
         float(np.linalg.norm(lied - honest)),
         float(np.linalg.norm(beside - honest)),
-        _peak_megabytes() - before,
+        peak_megabytes() - before,
         left_out,
     )
 
@@ -228,10 +227,6 @@ def _run(overrides: list[str], change: Change, settings: Settings) -> dict[str, 
         return run_federation(grid, config, SilentObserver())
     finally:
         del os.environ[VARIABLE]
-
-
-def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _resumed_with_other_rows(settings: Settings) -> bool:

@@ -16,7 +16,7 @@ from flwr.app import Message
 
 from faults.malformed import KINDS, malformed, rewrite
 from faults.outcome import Outcome, Settings
-from faults.runs import Finished, PulledGrid, finished_run
+from faults.runs import Finished, PulledGrid, finished_run, peak_megabytes
 from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
 from fedmask.runs.folder import holds_run
@@ -33,6 +33,9 @@ DEFAULTS = (
     "client.batch_size=8",
     "data.max_length=16",
 )
+
+
+MOST_MB = 10
 
 
 @dataclass
@@ -97,14 +100,16 @@ def replies(number: int, settings: Settings) -> Outcome:
     bad = Bad(range((config.clients + 1) // 2, config.clients), number, config.seed)
     rounds = -(-number // len(bad.clients))
     overrides = [*DEFAULTS, *settings.overrides, f"rounds={rounds}", "score_every=1", "clients_per_round=null"]
-    runs, causes = [], Causes()
-    for name, change, observer in (("spoiled", bad.spoil, causes), ("silent", bad.drop, SilentObserver())):
+    runs, causes, peaks = {}, Causes(), []
+    for name, change, observer in (("silent", bad.drop, SilentObserver()), ("spoiled", bad.spoil, causes)):
         settings.say(f"replies: {rounds} rounds, the replies of {len(bad.clients)} of {config.clients} clients {name}")
         folder = settings.output / "replies" / name
         if holds_run(folder):
             shutil.rmtree(folder)
-        runs.append(finished_run(folder, overrides, change, observer, PulledGrid))
-    return _outcome(bad, causes.by_reply, _differences(*runs, bad.clients.start))
+        runs[name] = finished_run(folder, overrides, change, observer, PulledGrid)
+        peaks.append(peak_megabytes())
+    different = _differences(runs["spoiled"], runs["silent"], bad.clients.start)
+    return _outcome(bad, causes.by_reply, different, peaks[1] - peaks[0])
 
 
 def _differences(spoiled: Finished, silent: Finished, num_good: int) -> list[str]:
@@ -122,7 +127,7 @@ def _differences(spoiled: Finished, silent: Finished, num_good: int) -> list[str
     return [name for name, (one, other) in pairs.items() if one != other]
 
 
-def _outcome(bad: Bad, causes: Mapping[tuple[int, int], set[str]], different: list[str]) -> Outcome:
+def _outcome(bad: Bad, causes: Mapping[tuple[int, int], set[str]], different: list[str], megabytes: float) -> Outcome:
     sent, accepted = Counter(bad.kinds.values()), Counter[str]()
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for reply, kind in bad.kinds.items():
@@ -138,15 +143,18 @@ def _outcome(bad: Bad, causes: Mapping[tuple[int, int], set[str]], different: li
     same = f"not the same bits: {', '.join(different)}" if different else "the good clients' result has the same bits"
     return Outcome(
         title="Malformed replies",
-        limit="none is accepted, none ends the run, and the good clients' result has the bits that it has without them",
-        figure=f"{sent.total():,} of {len(sent)} kinds: {accepted.total()} accepted, the run came to its end, {same}",
-        passed=sent.total() == bad.number and not accepted.total() and not different,
+        limit="none is accepted, none ends the run, the good clients' result has the bits that it has without them, and "
+        f"none takes more than {MOST_MB} MB",
+        figure=f"{sent.total():,} of {len(sent)} kinds: {accepted.total()} accepted, the run came to its end, {same}, "
+        f"{megabytes:.0f} MB more at most",
+        passed=sent.total() == bad.number and not accepted.total() and not different and megabytes <= MOST_MB,
         columns=("what was wrong", "counted as", "sent", "rejected"),
         rows=tuple(rows),
         notes=(
             f"Clients {bad.clients.start} to {bad.clients.stop - 1} send one malformed reply a round, to be trained, "
             "scored or set up again, the kinds in turn; a kind draws its details by seed. A reply counts as rejected "
             "where the server told its client's failure in that round, with a cause that the kind may have.",
+            "MB more: of the process's largest memory, beyond the run in which none of them arrives.",
             "Same bits: adapter, the good clients' heads, each round's train loss and the test scores, beside a run in "
             "which the replies of the same clients never arrive.",
         ),

@@ -5,6 +5,7 @@ where it was, so a function must answer alike in every process: what it draws, i
 """
 
 import json
+import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -159,6 +160,11 @@ def arguments_for(folder: Path, overrides: Sequence[str]) -> list[str]:
 def resume(folder: Path, overrides: Sequence[str]) -> list[str]:
     """The arguments that take up a run of these overrides: whoever gave them trusts the code that they name."""
     return [f"resume={folder}", *([f"{TRUST}=true"] if any(code_of(compose(overrides))) else [])]
+
+
+def peak_megabytes() -> float:
+    """The largest memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def points_below(scores: dict[str, float], without: dict[str, float]) -> float:
