@@ -143,8 +143,8 @@ def _outcome(bad: Bad, causes: Mapping[tuple[int, int], set[str]], different: li
     same = f"not the same bits: {', '.join(different)}" if different else "the good clients' result has the same bits"
     return Outcome(
         title="Malformed replies",
-        limit="none is accepted, none ends the run, the good clients' result has the bits that it has without them, and "
-        f"none takes more than {MOST_MB} MB",
+        limit="none is accepted, none ends the run, the good clients' result has the bits that it has without them, "
+        f"and none takes more than {MOST_MB} MB",
         figure=f"{sent.total():,} of {len(sent)} kinds: {accepted.total()} accepted, the run came to its end, {same}, "
         f"{megabytes:.0f} MB more at most",
         passed=sent.total() == bad.number and not accepted.total() and not different and megabytes <= MOST_MB,
