@@ -172,8 +172,9 @@ def train(message: Message, context: Context) -> Message:
     if client.own is not None:
         client.own.check_round(client.run.settings, client.data.num_examples, server_round)
         check_room(client.own, client.run.settings.run_id)
-        count_training(client.own, client.run.settings.run_id)
     received = _receive(client, message, asked)
+    if client.own is not None:  # only now: who lacks something is asked again, and has trained nothing
+        count_training(client.own, client.run.settings.run_id)
     try:
         kept = _own_state(client, asked)
     except LostStateError as lost:

@@ -51,7 +51,7 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, list | tuple):
-        return f"[{','.join(shown(entry) for entry in value)}]"
+        return cut(f"[{','.join(shown(entry) for entry in value[:MAX_VALUE_CHARACTERS])}]", 5 * MAX_VALUE_CHARACTERS)
     text = str(value)
     if isinstance(value, str) and (not text or not text.isprintable() or text != text.strip()):
         text = repr(value)

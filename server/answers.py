@@ -8,7 +8,9 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from queue import Empty, Queue
+from threading import Thread
 from typing import Protocol
 
 import httpx
@@ -22,7 +24,11 @@ INTERNAL_ERROR = "internal-error"
 """The cause of a rejection that no check raised: a fault of fedmask's own, whatever the peer did to find it."""
 
 PAUSE_SECONDS = 1.0
-"""From one look for replies to the next, at least; where a look takes longer, as long as it takes."""
+"""From one look for replies to the next, at least, unless a grid says how often; where a look takes longer, as long as
+it takes."""
+
+PULL_SECONDS = 2.0
+"""That a look waits for one reply whose objects are not all there; it goes on without it, and finds it later."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Answer:
     """None where Flower could not unpack it."""
     fault: str = ""
     """Why it could not."""
+    found_at: float = 0.0
+    """On the clock of time.monotonic: when the look for it began."""
 
 
 class _StreamingGrid(Protocol):
@@ -46,7 +54,7 @@ def answers(grid: Grid, requests: Iterable[Message], timeout: float) -> Iterator
     if hasattr(grid, "stream"):  # clients of this process, or of its workers
         streaming: _StreamingGrid = grid
         for reply in streaming.stream(requests, timeout):
-            yield Answer(reply.metadata.reply_to_message_id, reply)
+            yield Answer(reply.metadata.reply_to_message_id, reply, found_at=time.monotonic())
         return
     for answer in _pulled(grid, requests, timeout):
         # What a SuperLink says of a node that has gone comes from itself: that node has not answered.
@@ -60,17 +68,47 @@ def _pulled(grid: Grid, requests: Iterable[Message], timeout: float) -> Iterator
     deadline = time.monotonic() + timeout
     # A list: Flower's own grid goes over them twice.
     waiting = [message_id for message_id in grid.push_messages(list(requests)) if message_id]
+    under_way: dict[str, _Pull] = {}
     while waiting:
-        began = time.monotonic()
+        began = min(time.monotonic(), deadline)
         for message_id in list(waiting):
-            found = _pull(grid, message_id)
-            if found:
+            is_new = message_id not in under_way
+            pull = under_way.pop(message_id, None) or _Pull(grid, message_id)
+            found = pull.found(PULL_SECONDS if is_new else 0.0)
+            if found is None:
+                under_way[message_id] = pull
+            elif found:
                 waiting.remove(message_id)
-            yield from found
-        took = time.monotonic() - began
-        if not waiting or time.monotonic() + took > deadline:
+                yield from (replace(answer, found_at=began) for answer in found)
+        if began == deadline:  # what came until then has been found
             return
-        time.sleep(max(PAUSE_SECONDS, took))
+        took = time.monotonic() - began
+        time.sleep(max(0.0, min(max(getattr(grid, "pull_interval", PAUSE_SECONDS), took), deadline - time.monotonic())))
+
+
+class _Pull:
+    """One reply, fetched in a thread of its own: Flower waits, for minutes and more, for objects that a client has
+    announced and not sent."""
+
+    def __init__(self, grid: Grid, message_id: str) -> None:
+        self._result: Queue[list[Answer] | Exception] = Queue()
+        Thread(target=self._run, args=(grid, message_id), daemon=True).start()
+
+    def _run(self, grid: Grid, message_id: str) -> None:
+        try:
+            self._result.put(_pull(grid, message_id))
+        except Exception as error:  # raised again where it is waited for
+            self._result.put(error)
+
+    def found(self, seconds: float) -> list[Answer] | None:
+        """As `_pull`; None where that goes on. Raises what it raised."""
+        try:
+            result = self._result.get(timeout=seconds) if seconds else self._result.get_nowait()
+        except Empty:
+            return None
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
 def _pull(grid: Grid, message_id: str) -> list[Answer]:

@@ -76,6 +76,7 @@ class Exchange:
         """By client_id."""
         self.left_out: dict[str, str] = {}
         """Who does not take part though it was asked to, `client 3` or `node 123`, and why."""
+        self._told_of: set[str] = set()
 
     @property
     def mask_digest(self) -> str:
@@ -114,8 +115,9 @@ class Exchange:
             self._observer.stage_started(0, "mask", len(silent))
             failed |= self._introduce(grid, silent, 0, seconds_left)
             if failed and least is None:
+                node_id, why = next(iter(failed.items()))
                 raise FedmaskError(
-                    f"{len(failed)} of {len(nodes)} clients cannot take part: {next(iter(failed.values()))}"
+                    f"{len(failed)} of {len(nodes)} clients cannot take part: {self._told(node_id, why)}"
                 )
             if len(self.members) + len(failed) == len(nodes):
                 break
@@ -134,11 +136,17 @@ class Exchange:
 
     def _go_on_without(self, failed: Mapping[int, str], num_absent: int) -> None:
         """failed: by node id why it cannot take part. num_absent: how many never connected."""
-        for node_id, why in failed.items():
-            binding = self._bindings.get(node_id)
-            self.left_out[f"node {node_id}" if binding is None else f"client {binding.client_id}"] = why
+        self.left_out |= {self._called(node_id): why for node_id, why in failed.items()}
         if num_absent > 0:
-            self.left_out["not connected"] = f"{num_absent} of the clients that were asked for"
+            self.left_out["others"] = f"{num_absent} of the clients that were asked for are not connected"
+
+    def _called(self, node_id: int) -> str:
+        binding = self._bindings.get(node_id)
+        return f"node {node_id}" if binding is None else f"client {binding.client_id}"
+
+    def _told(self, node_id: int, why: str) -> str:
+        """With the client's name before it, where it has none."""
+        return why if why.startswith(("client ", "node ")) else f"{self._called(node_id)}: {why}"
 
     def leave_out(self, why_by_client: Mapping[int, str], least: int) -> None:
         """Go on without these clients. Raises FedmaskError where fewer than `least` are left."""
@@ -152,7 +160,9 @@ class Exchange:
                 f"server.min_clients={least}: only {len(self.members)} clients can take part; {who}: {why}"
             )
         for who, why in self.left_out.items():
-            logging.getLogger("fedmask").warning("the run goes on without %s: %s", who, why)
+            if who not in self._told_of:
+                logging.getLogger("fedmask").warning("the run goes on without %s: %s", who, why)
+        self._told_of |= self.left_out.keys()
 
     def _bindings_of(self, grid: Grid) -> dict[int, Binding]:
         """By node id what the holder of its key was registered for."""
@@ -264,7 +274,8 @@ class Exchange:
         if client_id in self.members and self.members[client_id].node_id != node_id:
             raise FedmaskError(
                 f"two nodes claim client_id {client_id}; give every client an id of its own: client_id "
-                "in its client.yaml, partition-id in a simulation"
+                "in its client.yaml, partition-id in a simulation (nodes "
+                f"{self.members[client_id].node_id} and {node_id})"
             )
         if self._client_ids.get(node_id, client_id) != client_id:
             raise FedmaskError(f"client {self._client_ids[node_id]} claims to be client {client_id} now")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fedmask.errors import FedmaskError
 from fedmask.runs.registry import Binding
-from fedmask.shown import shown
+from fedmask.shown import harmless, shown
 from fedmask.tasks.metrics import METRICS
 from fedmask.wire.messages import Facts, whole_number, word
 
@@ -68,7 +68,7 @@ def introduced(client_id: int, node_id: int, facts: Facts) -> Member:
     task = word(facts, "task")
     if len(task) > MAX_TASK_CHARACTERS:
         raise FedmaskError(f"client {client_id} has a task whose name is {len(task):,} characters long")
-    if not task.isprintable():  # escape sequences, and halves of characters, which no file can hold
+    if harmless(task) != task or {"\n", "\t"} & set(task):  # escape sequences, and halves of characters
         raise FedmaskError(f"client {client_id} has a task named {shown(task)}; it must have printable characters only")
     # Interned: thousands of clients share a few tasks, and each reply brings the words anew.
     return Member(

@@ -5,8 +5,6 @@ its node was sent, by that node, the first and in time, is checked here, whateve
 the id of the request that it came for, never by the reply: a SuperLink compares the sender of the envelope alone.
 """
 
-import time
-
 from flwr.app import Message, Metadata
 
 from fedmask.errors import RejectedMessage
@@ -57,7 +55,7 @@ class OpenRequests:
         self._check_agreement(asked, reply.metadata)
         if asked.message_id in self._answered:
             raise RejectedMessage("duplicate", "the client answered before")
-        if time.monotonic() > self._deadline:
+        if answer.found_at > self._deadline:
             raise RejectedMessage("late", "the reply came after the time was over")
         if not reply.has_error() and not reply.has_content():
             raise RejectedMessage("undecodable", "the reply holds nothing, not even an empty record")

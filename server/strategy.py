@@ -243,9 +243,8 @@ class MaskedAveraging(Strategy):
             self._exchange.send_mask(grid, self._num_clients, timeout, least)
             changed = self._changed_members(state.clients)
             if least is not None:
-                self._exchange.leave_out(
-                    {client: why for client, why in changed.items() if client in state.clients}, least
-                )
+                here = state.clients.keys() & self._exchange.members.keys()
+                self._exchange.leave_out({client: why for client, why in changed.items() if client in here}, least)
             elif changed:
                 client_id, why = next(iter(changed.items()))
                 raise FedmaskError(f"client {client_id} {why}; resume with the data that the run was begun with")
@@ -476,12 +475,8 @@ class MaskedAveraging(Strategy):
         if norm > limit:
             raise RejectedMessage("too-large", f"the update has norm {norm:.6g}, allowed is {limit:g}")
         num_examples = _number(facts, "num-examples", 1, MAX_EXAMPLES)
-        if num_examples > member.num_examples:
-            raise RejectedMessage(
-                "bad-num-examples",
-                f"num-examples is {num_examples:,.10g}, it was {member.num_examples:,} at the set-up",
-            )
-        num_examples = min(num_examples, self._server.max_examples or num_examples)
+        # Its rows may have become more since it was set up; what it was bound to then is what it weighs by.
+        num_examples = min(num_examples, member.num_examples, self._server.max_examples or num_examples)
         train_loss = _number(facts, "train-loss", 0, MAX_LOSS)
         if self._server.clip_norm is not None:
             values = clipped([vector.values for vector in vectors], self._server.clip_norm)

@@ -46,13 +46,26 @@ def read_registry(path: Path) -> dict[str, Binding]:
         ) from error
 
 
-def bind(path: Path, public_key: str, binding: Binding) -> None:
-    """Add a key to the file, or change what its holder may claim. Raises FedmaskError where another has its id."""
-    registry: Mapping[str, Binding] = read_registry(path)
-    for key, other in registry.items():
-        if key != public_key and other.client_id == binding.client_id:
-            raise FedmaskError(
-                f"client_id={binding.client_id}: is registered for {other.key_name}; give every client an id of its own"
-            )
-    changed: dict[str, Any] = {key: asdict(each) for key, each in {**registry, public_key: binding}.items()}
-    write_atomically(path, (json.dumps(changed, indent=2) + "\n").encode())
+def bind(path: Path, public_key: str, binding: Binding, replace: bool = False) -> None:
+    """Add a key to the file, or change what its holder may claim. replace: whether a key that has its id loses it.
+
+    Raises FedmaskError where another has its id.
+    """
+    registry = read_registry(path)
+    others = [key for key, other in registry.items() if key != public_key and other.client_id == binding.client_id]
+    if others and not replace:
+        raise FedmaskError(
+            f"client_id={binding.client_id}: is registered for another key, {registry[others[0]].key_name}; give every "
+            "client an id of its own, or say replace=true where this client has a new key"
+        )
+    _write(path, {key: each for key, each in registry.items() if key not in others} | {public_key: binding})
+
+
+def unbind(path: Path, public_key: str) -> None:
+    """Take a key out again."""
+    _write(path, {key: binding for key, binding in read_registry(path).items() if key != public_key})
+
+
+def _write(path: Path, registry: Mapping[str, Binding]) -> None:
+    content: dict[str, Any] = {key: asdict(binding) for key, binding in registry.items()}
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

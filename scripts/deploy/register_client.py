@@ -1,10 +1,12 @@
 """Let a client take part, on the server while it runs:
 
     python scripts/deploy/register_client.py folder=DIR key=client.pub client_id=N [task=NAME] [max_examples=N]
+                                             [replace=true]
 
 folder: the server's. key: what `make_keys.py client` made on the client; nobody without the key beside it gets in.
 client_id, task, max_examples: what the holder of the key may claim to be, to train on, and to have; a run refuses a
 client that claims anything else. Given again for a key, they are what it may claim from the next run on.
+replace: for a client that has a new key; the key that had its client_id may claim nothing any more.
 """
 
 import sys
@@ -28,11 +30,11 @@ from deploy import flower
 from deploy.arguments import read_arguments, told_in_one_line
 from deploy.make_keys import CLIENT_PUBLIC_KEY
 from fedmask.errors import FedmaskError
-from fedmask.runs.registry import FILE, Binding, bind
+from fedmask.runs.registry import FILE, Binding, bind, read_registry, unbind
 
 
 def main(arguments: list[str]) -> None:
-    known = ("folder", "key", "client_id", "task", "max_examples")
+    known = ("folder", "key", "client_id", "task", "max_examples", "replace")
     given = read_arguments(arguments, known, required=known[:3], paths=known[:2])
     environment = flower.environment_of(given["folder"])
     key = Path(given["key"])
@@ -43,11 +45,17 @@ def main(arguments: list[str]) -> None:
     binding = Binding(
         key.name, _whole(given, "client_id", 0), given.get("task"), _whole(given, "max_examples", 1, optional=True)
     )
+    if (is_new_key := given.get("replace", "false")) not in ("true", "false"):
+        raise FedmaskError(f"replace={is_new_key}: must be true or false")
+    registry, public_key = Path(given["folder"]) / FILE, _as_flower_knows_it(key)
+    is_known = public_key in read_registry(registry)
     # Before it can connect: a client that nothing binds could claim anything.
-    bind(Path(given["folder"]) / FILE, _as_flower_knows_it(key), binding)
+    bind(registry, public_key, binding, replace=is_new_key == "true")
     done = subprocess.run(flower.register(key), env=environment, capture_output=True, text=True, check=False)
     said = " ".join((done.stderr or done.stdout).split())
     if done.returncode != 0 and "already in use" not in said:
+        if not is_known:
+            unbind(registry, public_key)
         raise FedmaskError(f"key={key}: not registered: {said}")
     examples = "" if binding.max_examples is None else f", with at most {binding.max_examples} examples"
     task = "" if binding.task is None else f", for task {binding.task}"

@@ -40,6 +40,7 @@ DEFAULTS = (
     "data.examples_per_client=8",
     "data.max_length=16",
     "score_test=false",
+    "server.timeout_seconds=120",
     f"clients={1 + HOSTILE}",
 )
 A_ROUND = 2 * HOSTILE
@@ -60,7 +61,7 @@ def deployed(number: int, settings: Settings) -> Outcome:
     settings.say("deployed: the same run in one process, without an answer of the hostile nodes")
     alone = _alone(site, folder / "alone", overrides)
     lines = [json.loads(line) for line in (run / ROUNDS).read_text().splitlines()]
-    return _outcome(rounds, told, lines, (run / ADAPTER).read_bytes() == (alone / ADAPTER).read_bytes())
+    return _outcome(number, rounds, told, lines, (run / ADAPTER).read_bytes() == (alone / ADAPTER).read_bytes())
 
 
 def _with_hostile_nodes(site: Site, overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -102,7 +103,7 @@ def _alone(site: Site, output: Path, overrides: Sequence[str]) -> Path:
 
 
 def _outcome(
-    rounds: int, told: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]], is_same: bool
+    number: int, rounds: int, told: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]], is_same: bool
 ) -> Outcome:
     hostile = list(range(1, 1 + HOSTILE))
     rejected = sum(line["failures"] for line in lines)
@@ -118,7 +119,7 @@ def _outcome(
         figure=f"{sum(sent.values())} of {len(sent)} kinds in {len(lines)} rounds, {rejected} failures: "
         f"{'none' if clean else 'SOME'} accepted, the run {'came' if ended else 'DID NOT come'} to its end, "
         f"{'the same' if is_same else 'OTHER'} bytes",
-        passed=clean and ended and is_same,
+        passed=sum(sent.values()) >= number and clean and ended and is_same,
         columns=("what was wrong", "sent"),
         rows=tuple((kind, str(number)) for kind, number in sorted(sent.items())),
         notes=(

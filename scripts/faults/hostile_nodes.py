@@ -18,13 +18,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Message, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError, inflate_object_from_contents, pull_objects
 from flwr.supernode.fleet_http_connection import http_request_response
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -115,8 +116,11 @@ def _answer(node: Node, head: Message, tree: ObjectTree, seed: int) -> None:
             reply = malformed(kind, request, reply, generator)
             bent_tree, bent = get_object_tree(reply), _contents(reply)
         told = {"round": request.metadata.group_id, "client_id": node.client_id, "kind": kind}
-        _push(node, envelope, reply, bent_tree, bent)
-    print(json.dumps(told), flush=True)
+        print(json.dumps(told), flush=True)
+        try:
+            _push(node, envelope, reply, bent_tree, bent)
+        except (httpx.HTTPError, ObjectPushError, ValueError) as error:  # the server takes no such object
+            print(f"{kind}: {error}", file=sys.stderr, flush=True)
 
 
 def _contents(reply: Message) -> dict[str, bytes]:

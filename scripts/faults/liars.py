@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from client.app import app as client_app
 from faults.malformed import rewrite
 from faults.outcome import Outcome, Settings
-from faults.runs import Change, ChangingGrid, is_train, peak_megabytes, unchanged
+from faults.runs import Change, ChangingGrid, forget_peak, is_train, peak_megabytes, unchanged
 from faults.updates import payload_with, vectors_of
 from fedmask.errors import FedmaskError
 from fedmask.runs.folder import ADAPTER
@@ -197,6 +197,7 @@ def _told(lie: Lie, settings: Settings) -> Told:
     reference = absent if lie.beside is absent else unchanged
     honest, _ = _delta(reference, lie, settings, "honest")
     beside, _ = _delta(lie.beside, lie, settings, "beside")
+    forget_peak()
     before = peak_megabytes()
     lied, left_out = _delta(lie.change, lie, settings, "lie")
     return Told(

@@ -229,7 +229,7 @@ Bend = Callable[[bytes, np.random.Generator], bytes]
 
 
 def _cut(content: bytes, generator: np.random.Generator) -> bytes:
-    return content[: int(generator.integers(len(content)))]
+    return content[: int(generator.integers(1, len(content)))]
 
 
 def _other_header(content: bytes, generator: np.random.Generator) -> bytes:

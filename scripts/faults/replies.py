@@ -16,7 +16,7 @@ from flwr.app import Message
 
 from faults.malformed import KINDS, malformed, rewrite
 from faults.outcome import Outcome, Settings
-from faults.runs import Finished, PulledGrid, finished_run, peak_megabytes
+from faults.runs import Finished, PulledGrid, finished_run, forget_peak, peak_megabytes
 from fedmask.errors import FedmaskError
 from fedmask.randomness import seed_for
 from fedmask.runs.folder import holds_run
@@ -106,6 +106,7 @@ def replies(number: int, settings: Settings) -> Outcome:
         folder = settings.output / "replies" / name
         if holds_run(folder):
             shutil.rmtree(folder)
+        forget_peak()
         runs[name] = finished_run(folder, overrides, change, observer, PulledGrid)
         peaks.append(peak_megabytes())
     different = _differences(runs["spoiled"], runs["silent"], bad.clients.start)

@@ -1,7 +1,9 @@
 """server.answers: whatever goes wrong over one reply costs that reply alone, of the client that sent it."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable
+from threading import Event
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import server.answers
 from client.app import app as client_app
 from faults.malformed import rewrite
 from faults.runs import is_train
@@ -289,3 +292,56 @@ def test_an_answer_bears_the_id_by_which_it_was_found() -> None:
     found = list(answers(grid, requests, 0.0))  # type: ignore[arg-type]
     assert [answer.message_id for answer in found] == [request.metadata.message_id for request in requests]
     assert all(isinstance(answer, Answer) for answer in found)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Time
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class HangingGrid(PullingGrid):
+    """Client 0 has announced objects that it never sends: Flower waits for them, for minutes."""
+
+    released = Event()
+
+    def unpack(self, client: int, request: Message) -> None:
+        if client == 0:
+            self.released.wait(60)
+
+
+def test_who_never_finishes_its_upload_costs_its_own_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.answers, "PULL_SECONDS", 0.2)
+    grid = HangingGrid(lambda message, context: Message(RecordDict(), reply_to=message), 3)
+    requests = _requests(grid)
+    began = time.monotonic()
+    found = list(answers(grid, requests, 0.5))  # type: ignore[arg-type]
+    assert [answer.message_id for answer in found] == [request.metadata.message_id for request in requests[1:]]
+    assert all(began <= answer.found_at <= began + 0.5 for answer in found)
+    assert time.monotonic() < began + 30
+    grid.released.set()
+
+
+class LaterGrid(PullingGrid):
+    """Replies come when the time is nearly over."""
+
+    looks = 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self.looks += 1
+        return super().pull_messages(message_ids) if self.looks > 1 else []
+
+
+def test_a_last_look_finds_what_came_until_the_deadline() -> None:
+    grid = LaterGrid(lambda message, context: Message(RecordDict(), reply_to=message), 1)
+    deadline = time.monotonic() + 0.3
+    (answer,) = answers(grid, _requests(grid), 0.3)  # type: ignore[arg-type]
+    assert grid.looks == 2
+    assert answer.found_at <= deadline + 0.01
+
+
+def test_a_grid_may_say_how_often_it_is_looked_at() -> None:
+    grid = LaterGrid(lambda message, context: Message(RecordDict(), reply_to=message), 1)
+    grid.pull_interval = 0.01  # type: ignore[attr-defined]
+    began = time.monotonic()
+    assert len(list(answers(grid, _requests(grid), 60.0))) == 1  # type: ignore[arg-type]
+    assert time.monotonic() < began + 30
