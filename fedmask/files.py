@@ -146,6 +146,11 @@ def remove_scraps(folder: Path, in_subfolders: bool = False) -> None:
         scrap.unlink(missing_ok=True)
 
 
+def through_no_link(path: str, flags: int) -> int:
+    """For `open`: a file that is there is opened, or made; a link in its place is an error."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o664)
+
+
 @contextmanager
 def locked(folder: Path, refusal: str) -> Iterator[None]:
     """Hold a folder, made where there is none, against every other process; the kernel lets go of it at a kill, too.
@@ -155,7 +160,7 @@ def locked(folder: Path, refusal: str) -> Iterator[None]:
     path = folder / LOCK
     while True:
         make_folder(folder)
-        with path.open("a") as file:
+        with open(path, "a", opener=through_no_link) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

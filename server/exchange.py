@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedmask.errors import FedmaskError, RejectedMessage
 from fedmask.masks import Mask
+from fedmask.runs.checkpoint import ClientRecord
 from fedmask.runs.registry import Binding
 from fedmask.wire.ledger import REJECTED, UNKNOWN_CLIENT, Direction, Ledger, LedgerLine
 from fedmask.wire.messages import Facts, facts_of, pack, payload_of, whole_number, wire_bytes, word
@@ -98,12 +99,19 @@ class Exchange:
 
     # ---- round 0 -----------------------------------------------------------------------------------------------
 
-    def send_mask(self, grid: Grid, num_clients: int, timeout: float, least: int | None = None) -> None:
+    def send_mask(
+        self,
+        grid: Grid,
+        num_clients: int,
+        timeout: float,
+        least: int | None = None,
+        known: Mapping[int, ClientRecord] | None = None,
+    ) -> None:
         """Send mask and settings to every node, once; again to who was going when they came, and is there again. A
         recipe goes out first; a client whose rebuilt mask has another digest is sent the indices themselves.
 
         least: clients without whom nothing begins; the others are left out where they cannot take part or are not there
-        when the time is over. None: all are needed.
+        when the time is over. None: all are needed. known: what clients were when the run stopped.
         Raises FedmaskError where too few can take part: where one is not connected or does not answer, has another base
         model, claims what it may not, and where the clients of one task differ in what it means.
         """
@@ -132,7 +140,16 @@ class Exchange:
             return
         failed |= dict.fromkeys(missing, "did not answer when it was sent the mask")
         self._go_on_without(failed, num_clients - len(nodes))
-        self.leave_out(apart(self.members.values()), least)
+        self.leave_out(apart(self.members.values(), self._witnessed(known or {})), least)
+
+    def _witnessed(self, known: Mapping[int, ClientRecord]) -> set[int]:
+        """Of the members, those whose key was registered for their task, and those that are what they were."""
+        return {
+            client_id
+            for client_id, member in self.members.items()
+            if ((binding := self._bindings.get(member.node_id)) is not None and binding.task is not None)
+            or ((record := known.get(client_id)) is not None and record.head_layout == member.head_layout)
+        }
 
     def _go_on_without(self, failed: Mapping[int, str], num_absent: int) -> None:
         """failed: by node id why it cannot take part. num_absent: how many never connected."""

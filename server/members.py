@@ -8,7 +8,7 @@ one order. What the classes are called stays with the clients; their number and 
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmask.errors import FedmaskError
@@ -151,20 +151,28 @@ def check_tasks(members: Iterable[Member]) -> None:
         )
 
 
-def apart(members: Iterable[Member]) -> dict[int, str]:
-    """By client_id, of those who mean another thing by their task than most of its clients, what differs."""
+def apart(members: Iterable[Member], witnessed: Collection[int] = ()) -> dict[int, str]:
+    """By client_id, of those who mean another thing by their task than most of its clients, what differs.
+
+    witnessed: client_ids of those whose task does not rest on their word alone: a group with more of them counts as
+    larger.
+    """
     members = list(members)
+
+    def by_trust(groups: Sequence[Sequence[Member]]) -> list[Sequence[Member]]:
+        return sorted(_by_size(groups), key=lambda group: -sum(member.client_id in witnessed for member in group))
+
     left_out = {
         member.client_id: f"names the head of task {most[0].task}, and has task {member.task}"
         for groups in _sharing_a_head(members).values()
-        for most, *others in [_by_size(groups)]
+        for most, *others in [by_trust(groups)]
         for group in others
         for member in group
     }
     return left_out | {
         member.client_id: f"does not mean by task {task} what most of its clients do: {_told(groups)}"
         for task, groups in _differing(each for each in members if each.client_id not in left_out).items()
-        for group in _by_size(groups)[1:]
+        for group in by_trust(groups)[1:]
         for member in group
     }
 

@@ -240,7 +240,7 @@ class MaskedAveraging(Strategy):
         """
         with self._exchange.counting_apart() as resent:
             least = self._least
-            self._exchange.send_mask(grid, self._num_clients, timeout, least)
+            self._exchange.send_mask(grid, self._num_clients, timeout, least, state.clients)
             changed = self._changed_members(state.clients)
             if least is not None:
                 here = state.clients.keys() & self._exchange.members.keys()

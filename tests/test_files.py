@@ -197,3 +197,11 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_of_the_system(tmp_path: Pat
         make_folder(tmp_path / "file" / "inner")
     with pytest.raises(FileExistsError):
         make_folder(tmp_path / "file")
+
+
+def test_a_lock_is_not_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / LOCK).symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match=LOCK), locked(tmp_path / "folder", "held"):
+        pass
+    assert not (tmp_path / "victim").exists()

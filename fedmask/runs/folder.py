@@ -27,7 +27,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from fedmask.errors import FedmaskError
-from fedmask.files import LOCK, locked, make_folder, remove_scraps, write_atomically
+from fedmask.files import LOCK, locked, make_folder, remove_scraps, through_no_link, write_atomically
 from fedmask.runs.checkpoint import Checkpoint, load_checkpoint
 from fedmask.runs.config import RunConfig, config_digest, read_config, to_dict
 from fedmask.wire.ledger import LedgerLine
@@ -311,7 +311,7 @@ def _remove(path: Path) -> None:
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Whole lines, flushed to the disk before the next round begins."""
-    with path.open("a") as file:
+    with open(path, "a", opener=through_no_link) as file:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())

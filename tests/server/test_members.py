@@ -18,7 +18,7 @@ from fedmask.wire.messages import facts_of
 from server.app import SilentObserver, run_federation
 from server.compose import compose
 from server.local_grid import LocalGrid
-from server.members import Member, check_tasks
+from server.members import Member, apart, check_tasks
 
 Run = Any
 REMEDY = (
@@ -101,6 +101,17 @@ def test_one_task_has_one_order_of_classes_whoever_answers_first(orders: list[An
         check_tasks(members)
     else:
         assert "in another order" in refusal(*members)
+
+
+def test_who_means_another_thing_is_apart_from_most_or_from_who_is_witnessed() -> None:
+    liar, *honest = member(0, ("a",)), member(1), member(2)
+    assert list(apart([liar, *honest])) == [0]
+    assert list(apart([liar, honest[0]])) == [1]  # of two that differ nobody can tell
+    assert list(apart([liar, honest[0]], witnessed={1})) == [0]
+    assert list(apart([liar, replace(liar, client_id=3), honest[0]], witnessed={1})) == [0, 3]
+    shared = replace(honest[0], task="other")
+    assert list(apart([liar, shared, *honest], witnessed={2})) == [1, 0]
+    assert apart(honest) == {}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
