@@ -89,14 +89,18 @@ def in_hub_cache(hub: str, file_name: str) -> str | None:
 def _reachable(name: str, hub: str) -> Source:
     if _is_cached(hub):
         return Source(hub, local_files_only=True)
+    unreachable = FedmaskError(
+        f"model={name}: {hub} is neither in the local hub cache nor can the hub be reached; "
+        "give a folder with model.path=, or take model.weights=random to measure sizes and times"
+    )
     try:
         _ask_hub(hub)
+    except (OSError, httpx.HTTPError, OfflineModeIsEnabled) as error:
+        raise unreachable from error
+    try:
         AutoConfig.from_pretrained(hub, trust_remote_code=False)
     except (OSError, httpx.HTTPError, OfflineModeIsEnabled) as error:
-        raise FedmaskError(
-            f"model={name}: {hub} is neither in the local hub cache nor can the hub be reached; "
-            "give a folder with model.path=, or take model.weights=random to measure sizes and times"
-        ) from error
+        raise unreachable from error
     except Exception:  # it is there, and the loader says what is wrong with it
         return Source(hub, local_files_only=False)
     return Source(hub, local_files_only=False)

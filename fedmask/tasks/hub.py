@@ -72,24 +72,33 @@ def _read_folder(root: Path, name: str) -> Mapping[str, datasets.Dataset]:
         sets = [path.relative_to(root).as_posix() for path in found if path.parent not in found]
         none = f"no folder below it has a {' or a '.join(_MARKERS)}"
         raise unknown_task(name, sets, f"{root} (sets written by save_to_disk)", none)
-    try:
-        return _read_set(root / name)
-    except Exception as error:  # whatever is wrong inside the folder, the library's own words say it best
-        raise FedmaskError(f"{root / name}: not a readable data set: {_one_line(error)}") from error
+    return _read_set(root / name)
 
 
 def _read_set(folder: Path) -> dict[str, datasets.Dataset]:
     """The splits of a saved set."""
     names = folder / _MARKERS[0]
     if not names.is_file():
-        return {"train": _read_split(folder)}
-    return {split: _read_split(folder / split) for split in json.loads(names.read_text(encoding="utf-8"))["splits"]}
+        return {"train": _read_split(folder, folder)}
+    with _readable(folder):
+        splits = [str(split) for split in json.loads(names.read_text(encoding="utf-8"))["splits"]]
+    return {split: _read_split(folder, folder / split) for split in splits}
 
 
-def _read_split(folder: Path) -> datasets.Dataset:
-    # A split without rows is saved without files, and the library cannot load that.
-    state = json.loads((folder / _MARKERS[1]).read_text(encoding="utf-8"))
-    return datasets.load_from_disk(str(folder)) if state["_data_files"] else datasets.Dataset.from_dict({})
+def _read_split(folder: Path, place: Path) -> datasets.Dataset:
+    with _readable(folder):
+        # A split without rows is saved without files, and the library cannot load that.
+        has_rows = json.loads((place / _MARKERS[1]).read_text(encoding="utf-8"))["_data_files"]
+        return datasets.load_from_disk(str(place)) if has_rows else datasets.Dataset.from_dict({})
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Around libraries' calls alone: whatever is wrong inside the folder, their own words say it best."""
+    try:
+        yield
+    except Exception as error:
+        raise FedmaskError(f"{folder}: not a readable data set: {_one_line(error)}") from error
 
 
 def _download(name: str) -> Mapping[str, datasets.Dataset]:

@@ -176,3 +176,16 @@ def test_what_is_no_name_of_the_hub_is_told(hub: str) -> None:
         FedmaskError, match=r"^model\.hub=.*: no name of the model hub; a folder is given as model\.path"
     ):
         load_base("x", hub=hub)
+
+
+def test_a_fault_of_our_own_in_asking_the_hub_keeps_its_traceback(
+    tiny: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Places(monkeypatch, tiny, set(), online={"org/model"})
+
+    def broken(hub: str) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(sources, "_ask_hub", broken)
+    with pytest.raises(ZeroDivisionError):
+        sources.resolve("model", "org/model", None)

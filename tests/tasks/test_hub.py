@@ -262,3 +262,16 @@ def test_loading_is_silent_and_leaves_the_settings(tmp_path: Path, capfd: pytest
     hub.load_task(str(tmp_path), "s")
     assert not datasets.are_progress_bars_disabled()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_fault_of_our_own_in_reading_a_folder_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, "s", train=rows(20), validation=rows(4), test=rows(4))
+
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(hub, "_read_split", broken)
+    with pytest.raises(ZeroDivisionError):
+        hub.load_task(str(tmp_path), "s")
