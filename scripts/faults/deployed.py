@@ -56,7 +56,7 @@ def deployed(number: int, settings: Settings) -> Outcome:
     settings.say(f"deployed: {rounds} rounds of a server, a client and {HOSTILE} hostile nodes on this machine")
     site, run = Site(folder / "site"), folder / "run"
     overrides = [*DEFAULTS, f"rounds={rounds}", "score_every=1"]
-    with running(site, TASKS, [site.gate_port]):
+    with running(site, TASKS, [site.gate_port], warm={0}):  # it is waited for in every round
         told = _with_hostile_nodes(site, [*overrides, f"output={run}"])
     settings.say("deployed: the same run in one process, without an answer of the hostile nodes")
     alone = _alone(site, folder / "alone", overrides)
