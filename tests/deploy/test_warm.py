@@ -104,7 +104,7 @@ def waiting(site: Site) -> tuple[Program, int, int]:
 
 def test_the_forked_process_is_what_the_program_would_have_been(site: Site) -> None:
     with site.warm():
-        out, told = site.start("tell", "a b", "--x", COLOR="blue").communicate("read\n", timeout=120)
+        out, told = site.start("tell", "a b", "--x", COLOR="blue").communicate("read\n", timeout=300)
     assert out == f"['tell', 'a b', '--x'] {site.folder.parent} blue None []\nimported by its parent: True\n"
     assert told == "read\n"
 
@@ -120,13 +120,13 @@ def test_flower_finds_the_program_before_its_own_and_nobody_else_may(site: Site)
 def test_the_exit_code_is_told(site: Site, arguments: list[str], code: int) -> None:
     with site.warm():
         for _ in range(2):
-            assert site.start(*arguments).wait(timeout=120) == code
+            assert site.start(*arguments).wait(timeout=300) == code
 
 
 def test_messages_run_side_by_side_and_none_is_left_unreaped(site: Site) -> None:
     with site.warm():
         waits, process, starter = waiting(site)
-        assert site.start("end", "4").wait(timeout=120) == 4
+        assert site.start("end", "4").wait(timeout=300) == 4
         assert list(children(starter)) == [process]
         assert len(list(Path(f"/proc/{starter}/task").iterdir())) == 1
         waits.kill()
@@ -136,7 +136,7 @@ def test_a_signal_reaches_the_process(site: Site) -> None:
     with site.warm():
         program, process, _ = waiting(site)
         program.send_signal(signal.SIGTERM)
-        assert program.wait(timeout=120) == 7
+        assert program.wait(timeout=300) == 7
         assert ends(process)
 
 
@@ -151,7 +151,7 @@ def test_without_a_starter_flowers_own_program_runs(site: Site) -> None:
     with site.warm():
         pass
     program = site.start("a b", "c")
-    out, told = program.communicate(timeout=120)
+    out, told = program.communicate(timeout=300)
     assert (out, program.returncode) == (f"cold: a b c in {site.folder.parent}\n", 3)
     assert told.startswith("no warm process for this message (")
     assert told.count("\n") == 1
@@ -161,10 +161,10 @@ def test_a_killed_starter_costs_no_message(site: Site) -> None:
     with site.warm():
         program, process, starter = waiting(site)
         os.kill(starter, signal.SIGKILL)
-        assert site.start("next").wait(timeout=120) == 3
+        assert site.start("next").wait(timeout=300) == 3
         assert not ends(process)
         program.send_signal(signal.SIGTERM)
-        assert program.wait(timeout=120) == 1
+        assert program.wait(timeout=300) == 1
         wait_until(lambda: ends(process))
 
 
@@ -189,7 +189,7 @@ def test_the_starter_ends_with_whoever_started_it(site: Site, number: signal.Sig
     wait_until(lambda: "sleep" in children(keeper.pid).values())
     kept, starter = sorted(children(keeper.pid), key=lambda process: children(keeper.pid)[process] != "sleep")
     keeper.send_signal(number)
-    keeper.wait(timeout=120)
+    keeper.wait(timeout=300)
     wait_until(lambda: ends(starter))
     if number == signal.SIGKILL:
         os.kill(kept, signal.SIGKILL)

@@ -16,7 +16,7 @@ SMALL = ("model=tiny", "mask.density=0.01", "threads=1", "clients=5", "rounds=1"
 def simulate(*overrides: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
     command = [sys.executable, str(ROOT / "scripts" / "simulate.py"), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
 
 
 def test_a_run_ends_with_a_table_and_says_where_its_folder_is(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def command(*arguments: object) -> subprocess.Popen[str]:
 
 def finished(*arguments: object) -> tuple[int, str, str]:
     process = command(*arguments)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

@@ -255,9 +255,9 @@ def ask_all(app: Callable[[Message, Context], Message], num_clients: int, config
     """One question to every node: what the replies hold."""
     with grid_on_ray(app, num_clients, config) as grid:
         grid.keep_client_state_in(Path("clients"))
-        nodes = _await_nodes(grid, num_clients, timeout=60)
+        nodes = _await_nodes(grid, num_clients, timeout=200)
         questions = [Message(RecordDict(), node, "query", group_id="1") for node in nodes]
-        return [reply.content.config_records["node"] for reply in grid.send_and_receive(questions, timeout=100)]
+        return [reply.content.config_records["node"] for reply in grid.send_and_receive(questions, timeout=300)]
 
 
 def test_a_running_cluster_is_used_and_left_running(

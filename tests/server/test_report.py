@@ -117,7 +117,7 @@ def chromium(page: Path, profile: Path) -> str:
     """The document as the browser has built it."""
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"]
     done = subprocess.run(
-        [*command, f"--user-data-dir={profile}", page.as_uri()], capture_output=True, text=True, timeout=60, check=True
+        [*command, f"--user-data-dir={profile}", page.as_uri()], capture_output=True, text=True, timeout=300, check=True
     )
     return done.stdout
 
