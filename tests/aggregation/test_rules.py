@@ -1,6 +1,7 @@
 """fedmask.aggregation, the rules beside the mean: against NumPy and SciPy, and what one bad vector can do."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -147,14 +148,17 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No space left on device; set TMPDIR to a folder with room, or take server.combine=mean" in str(caught.value)
 
 
+def of_numbers(rule: str, *values: float) -> Combination:
+    """Of vectors of one entry."""
+    combination = RULES[rule].start(1, 0.1)
+    for value in values:
+        combination.add(np.array([value], np.float32), 10)
+    return combination
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_tasks_are_averaged_by_their_clients(rule: str) -> None:
-    def of(*values: float) -> Combination:
-        combination = RULES[rule].start(1, 0.1)
-        for value in values:
-            combination.add(np.array([value], np.float32), 10)
-        return combination
-
+    of = partial(of_numbers, rule)
     assert average_over_tasks([of(1, 2, 3), of(10, 20, 30, 40)], of) == [(3 * 2 + 4 * 25) / 7]
 
 
@@ -163,12 +167,7 @@ def test_a_task_that_nobody_else_has_is_no_way_around_the_rule(rule: str) -> Non
     """One of eight vectors, under a task of its own, moves the result by no more than it would within another's."""
     honest = [float(value) for value in range(7)]
 
-    def of(*values: float) -> Combination:
-        combination = RULES[rule].start(1, 0.1)
-        for value in values:
-            combination.add(np.array([value], np.float32), 10)
-        return combination
-
+    of = partial(of_numbers, rule)
     (alone,) = average_over_tasks([of(*honest), of(1e20)], of)
     assert min(honest) <= alone <= max(honest)
     (two,) = average_over_tasks([of(*honest[:5]), of(*honest[5:]), of(1e20)], of)
@@ -177,12 +176,7 @@ def test_a_task_that_nobody_else_has_is_no_way_around_the_rule(rule: str) -> Non
 
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
 def test_tasks_of_few_clients_alone_are_combined_as_one(rule: str) -> None:
-    def of(*values: float) -> Combination:
-        combination = RULES[rule].start(1, 0.1)
-        for value in values:
-            combination.add(np.array([value], np.float32), 10)
-        return combination
-
+    of = partial(of_numbers, rule)
     assert average_over_tasks([of(1, 2), of(30)], of) == of(1, 2, 30).result() == average_over_tasks([of(1, 2, 30)], of)
 
 

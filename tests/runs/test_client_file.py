@@ -105,16 +105,17 @@ def test_a_leading_tilde_is_the_home_folder(key: str, write: Write, monkeypatch:
 
 
 def test_a_path_that_can_be_none_is_told(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        read_client_file(write(key="~nobody-has-this/x", folder="a\0b"))
-    assert [fault.removeprefix(f"{tmp_path / 'client.yaml'}: ") for fault in error.value.faults] == [
+    def faults(**paths: str) -> list[str]:
+        with pytest.raises(ConfigError) as error:
+            read_client_file(write(**paths))
+        return [fault.removeprefix(f"{tmp_path / 'client.yaml'}: ") for fault in error.value.faults]
+
+    assert faults(key="~nobody-has-this/x", folder="a\0b") == [
         "key=~nobody-has-this/x: there is no home folder ~nobody-has-this; a name with a ~ in front is written "
         "./~nobody-has-this/x",
         "folder='a\\x00b': no path has a NUL character",
     ]
-    with pytest.raises(ConfigError) as error:
-        read_client_file(write(key="${HOME}/client.key", folder="/"))
-    assert [fault.removeprefix(f"{tmp_path / 'client.yaml'}: ") for fault in error.value.faults] == [
+    assert faults(key="${HOME}/client.key", folder="/") == [
         "key=${HOME}/client.key: nobody puts its value in the place of ${HOME}, for a shell does that outside of "
         "single quotes only; write the path out",
         "folder=/: this is the root of all folders; name one of its own",
